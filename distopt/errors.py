@@ -1,0 +1,82 @@
+"""The one exception for what a user got wrong, and how it is said.
+
+A `ConfigError` speaks in config keys (`optimizer.paramwise_cfg.custom_keys`). The code that raises it
+need not know which file the key came from: the entry points add `file:line` when they print it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from itertools import chain
+from typing import Final
+
+UNSET: Final = object()
+"""Stands for "no value was given", since None is a value in YAML."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of `names` to what was typed, or None where nothing is close."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong: at `key`, with what was `given`, what is `allowed`, and a `suggestion`.
+
+    Args:
+        key: Dotted config key (`data.batch_size`); "" where no key is at fault (a missing file).
+        problem: What is wrong, as a clause without a full stop (`"unknown key"`).
+        given: The offending value; left out of the message when not passed.
+        allowed: What would be right: a sentence fragment, or the names to choose from.
+        suggestion: The nearest valid name, or the option that would allow what was given.
+        where: `file:line` where only the raiser knows it (a YAML syntax error).
+    """
+
+    def __init__(
+        self,
+        key: str,
+        problem: str,
+        *,
+        given: object = UNSET,
+        allowed: str | Iterable[str] | None = None,
+        suggestion: str | None = None,
+        where: str | None = None,
+    ) -> None:
+        self.key = key
+        self.problem = problem
+        self.given = given
+        self.allowed = allowed if allowed is None or isinstance(allowed, str) else ", ".join(allowed)
+        self.suggestion = suggestion
+        self.where = where
+        self.others: tuple[ConfigError, ...] = ()
+        super().__init__(self.render())
+
+    @classmethod
+    def many(cls, errors: Iterable[ConfigError]) -> ConfigError:
+        """One error to raise for several that were found together (at least one)."""
+        first, *others = chain.from_iterable((error, *error.others) for error in errors)
+        first.others = tuple(others)
+        first.args = (first.render(),)
+        return first
+
+    def render(self, locate: Callable[[str], str | None] = lambda key: None) -> str:
+        """The whole message; `locate` maps a dotted key to its `file:line` (None where unknown)."""
+        return "\n".join(error._render_one(locate) for error in (self, *self.others))
+
+    def _render_one(self, locate: Callable[[str], str | None]) -> str:
+        head = (self.where or (locate(self.key) if self.key else None), self.key, self.problem)
+        lines = [": ".join(part for part in head if part)]
+        if self.given is not UNSET:
+            lines.append(f"  given:    {_shorten(self.given)}")
+        if self.allowed:
+            lines.append(f"  allowed:  {self.allowed}")
+        if self.suggestion:
+            lines.append(f"  did you mean: {self.suggestion}?")
+        return "\n".join(lines)
+
+
+def _shorten(value: object, limit: int = 200) -> str:
+    text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
