@@ -1,0 +1,105 @@
+"""The plan: every group of a model with its name, decided before anything is wrapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from distopt.optim.census import Entry
+from distopt.optim.rules import Verdict
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with the same options, decided by the same rules."""
+
+    name: str
+    rules: tuple[str, ...]
+    options: Mapping[str, Any]
+    """What the optimizer is given for this group; lr and weight_decay always, where it has them."""
+    why: Mapping[str, str]
+    entries: tuple[Entry, ...]
+
+    @property
+    def param_names(self) -> list[str]:
+        return [entry.fqn for entry in self.entries]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "rules": list(self.rules),
+            "options": dict(self.options),
+            "why": dict(self.why),
+            "params": [
+                {
+                    "fqn": entry.fqn,
+                    "aliases": list(entry.aliases),
+                    "shape": list(entry.shape),
+                    "numel": entry.numel,
+                }
+                for entry in self.entries
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All groups of a model. The same model and config give the same plan, before and after wrapping."""
+
+    optimizer: str
+    groups: tuple[Group, ...]
+    frozen: tuple[str, ...] = ()
+    """FQNs of the parameters that are in no group because they do not require a gradient."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the plan: equal on every rank, or the ranks do not train the same thing."""
+        content = json.dumps(self._content(), sort_keys=True, default=repr)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as stored in plan.json."""
+        return {"digest": self.digest, **self._content()}
+
+    def _content(self) -> dict[str, Any]:
+        groups = [group.to_dict() for group in self.groups]
+        return {"optimizer": self.optimizer, "groups": groups, "frozen": list(self.frozen)}
+
+
+def merge(decided: list[tuple[Entry, Verdict]], defaults: Mapping[str, Any]) -> tuple[Group, ...]:
+    """One group per distinct verdict, in the order of first appearance.
+
+    Args:
+        decided: The trainable parameters with their verdicts, in the order of the walk.
+        defaults: The optimizer's own lr and weight_decay, for groups whose verdict has none.
+    """
+    members: dict[int, list[Entry]] = {}
+    verdicts: dict[int, Verdict] = {}
+    for entry, verdict in decided:
+        verdicts[id(verdict)] = verdict
+        members.setdefault(id(verdict), []).append(entry)
+    taken = {"all"}
+    groups = []
+    for identity, verdict in verdicts.items():
+        name = _free_name(verdict.label, taken)
+        taken.add(name)
+        options = {**defaults, **verdict.options}
+        groups.append(Group(name, verdict.rules, options, verdict.why, tuple(members[identity])))
+    return tuple(groups)
+
+
+def _free_name(label: str, taken: set[str]) -> str:
+    """`label` in the characters that a TensorBoard tag and a file name may have; a clash gets `.2`."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", label).strip(".") or "_"
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name}.{number}" in taken:
+        number += 1
+    return f"{name}.{number}"
