@@ -1,0 +1,107 @@
+"""The process group: who this process is, one packed collective, agreement between ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: torchrun's variables, or one process alone."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @classmethod
+    def from_env(cls) -> World:
+        get = os.environ.get
+        return cls(int(get("RANK", "0")), int(get("WORLD_SIZE", "1")), int(get("LOCAL_RANK", "0")))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def launched(self) -> bool:
+        """Whether a launcher such as torchrun started this process."""
+        return "RANK" in os.environ
+
+    @property
+    def device(self) -> torch.device:
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank)
+        return torch.device("cpu")
+
+
+@contextmanager
+def process_group(world: World) -> Iterator[None]:
+    """A process group of the whole world for the `with` block; one that exists already is used as it is.
+
+    On CUDA there is a gloo backend beside NCCL, for the tensors of checkpoints that live on the CPU.
+    """
+    if dist.is_initialized():
+        yield
+        return
+    device = world.device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    # Without a launcher there is no address to meet at, and nobody to meet.
+    store = None if world.launched else dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        device_id=device if on_gpu else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
+    """The sum of each value over all ranks, in one collective and one device synchronisation."""
+    packed = torch.stack(
+        [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values]
+    )
+    if dist.is_initialized():
+        dist.all_reduce(packed)
+    return packed.tolist()
+
+
+def agree(facts: dict[str, str]) -> None:
+    """Proves that every rank holds the same `facts`, before the first collective that depends on them.
+
+    Args:
+        facts: What must be the same (`"plan"`, `"resume"`) → its value on this rank.
+
+    Raises:
+        RuntimeError: On every rank, naming the fact and the ranks that hold something else than rank 0.
+    """
+    if dist.get_world_size() == 1:
+        return
+    digest = sha256("\0".join(f"{what}={value}" for what, value in facts.items()).encode()).digest()
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
+    everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyones, mine)
+    if (torch.stack(everyones) == mine).all():
+        return
+    gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, facts)
+    for what in facts:
+        odd = [rank for rank, theirs in enumerate(gathered) if theirs[what] != gathered[0][what]]
+        if odd:
+            values = ", ".join(f"rank {rank}: {gathered[rank][what]}" for rank in [0, *odd[:3]])
+            raise RuntimeError(f"the ranks do not agree on the {what} ({values})")
+    raise RuntimeError("the ranks do not agree, but their facts are equal")
