@@ -6,7 +6,9 @@ need not know which file the key came from: the entry points add `file:line` whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import chain
 from typing import Final
@@ -51,23 +53,32 @@ class ConfigError(ValueError):
         self.suggestion = suggestion
         self.where = where
         self.others: tuple[ConfigError, ...] = ()
-        super().__init__(self.render())
+        super().__init__(key, problem)
 
     @classmethod
     def many(cls, errors: Iterable[ConfigError]) -> ConfigError:
         """One error to raise for several that were found together (at least one)."""
         first, *others = chain.from_iterable((error, *error.others) for error in errors)
         first.others = tuple(others)
-        first.args = (first.render(),)
         return first
 
-    def render(self, locate: Callable[[str], str | None] = lambda key: None) -> str:
-        """The whole message; `locate` maps a dotted key to its `file:line` (None where unknown)."""
-        return "\n".join(error._render_one(locate) for error in (self, *self.others))
+    def under(self, prefix: str) -> ConfigError:
+        """Itself, with every key standing below `prefix`."""
+        for error in (self, *self.others):
+            error.key = ".".join(filter(None, (prefix, error.key)))
+        return self
 
-    def _render_one(self, locate: Callable[[str], str | None]) -> str:
-        head = (self.where or (locate(self.key) if self.key else None), self.key, self.problem)
-        lines = [": ".join(part for part in head if part)]
+    def located(self, locate: Callable[[str], str | None]) -> ConfigError:
+        """Itself, with `where` filled in by `locate` where it was not known yet."""
+        for error in (self, *self.others):
+            error.where = error.where or locate(error.key)
+        return self
+
+    def __str__(self) -> str:
+        return "\n".join(error._message() for error in (self, *self.others))
+
+    def _message(self) -> str:
+        lines = [": ".join(part for part in (self.where, self.key, self.problem) if part)]
         if self.given is not UNSET:
             lines.append(f"  given:    {_shorten(self.given)}")
         if self.allowed:
@@ -77,6 +88,27 @@ class ConfigError(ValueError):
         return "\n".join(lines)
 
 
+def raise_all(errors: Iterable[ConfigError]) -> None:
+    """Raises all of `errors` as one; does nothing where there are none."""
+    found = list(errors)
+    if found:
+        raise ConfigError.many(found)
+
+
+@contextmanager
+def collecting(errors: list[ConfigError]) -> Iterator[None]:
+    """Puts a ConfigError of the block into `errors`, so that the next check can be made as well."""
+    try:
+        yield
+    except ConfigError as error:
+        errors.append(error)
+
+
 def _shorten(value: object, limit: int = 200) -> str:
-    text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+    """The value as it would stand in YAML: text in quotes where it could be taken for something else."""
+    plain = isinstance(value, str) and value.isprintable() and value[:1].isalpha()
+    if plain and str(value).lower() not in ("true", "false", "null"):
+        text = str(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,35 @@
+"""The config: YAML → validated, typed, immutable `Config`. Knows no torch."""
+
+from distopt.config.layout import BatchLayout, batch_layout
+from distopt.config.load import load_config
+from distopt.config.optimizer import OptimizerConfig, ParamwiseConfig
+from distopt.config.schema import (
+    CheckpointConfig,
+    ClipGradConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    SchedulerConfig,
+    StrategyConfig,
+)
+from distopt.config.section import Component
+from distopt.config.validate import validate
+
+__all__ = [
+    "BatchLayout",
+    "CheckpointConfig",
+    "ClipGradConfig",
+    "Component",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "LogConfig",
+    "OptimizerConfig",
+    "ParamwiseConfig",
+    "SchedulerConfig",
+    "StrategyConfig",
+    "batch_layout",
+    "load_config",
+    "validate",
+]

@@ -1,0 +1,117 @@
+"""The `optimizer` section: everything that can be said about it without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from distopt.config.section import Multiplier, OpenSection, Section, Text
+from distopt.errors import ConfigError, raise_all
+
+
+class ParamwiseConfig(Section):
+    """The `optimizer.paramwise_cfg` section: which parameters get which multiple of lr and weight_decay.
+
+    A multiplier that is null counts as not given.
+    """
+
+    bias_lr_mult: Multiplier | None = None
+    """Learning rate of biases; not those of norms and deformable convolutions."""
+
+    bias_decay_mult: Multiplier | None = None
+    """Weight decay of biases; not those of norms and deformable convolutions."""
+
+    norm_decay_mult: Multiplier | None = None
+    """Weight decay of normalisation layers, weight and bias."""
+
+    dwconv_decay_mult: Multiplier | None = None
+    """Weight decay of depthwise convolutions."""
+
+    flat_decay_mult: Multiplier | None = None
+    """Weight decay of all other one-dimensional parameters."""
+
+    dcn_offset_lr_mult: Multiplier | None = None
+    """Learning rate of the offset layer inside deformable convolutions."""
+
+    bypass_duplicate: bool = False
+    """Allow a parameter that stands at several places of the model; it follows the rules of the first."""
+
+    norm_types: Literal["auto", "mmengine"] | list[Text] = "auto"
+    """What counts as a norm: auto (RMSNorm too), mmengine (only its own), or import paths added to auto."""
+
+    custom_keys_mode: Literal["override", "combine"] = "override"
+    """Whether a custom key's multipliers replace those of the other rules, or multiply them."""
+
+    custom_keys: dict[Text, dict[Text, Any]] = Field(default_factory=dict)
+    """Part of a parameter's name → lr_mult, decay_mult, options of the optimizer, and the group's `name`."""
+
+    @field_validator("custom_keys", mode="after")
+    @classmethod
+    def _entries_are_sound(cls, entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        raise_all(error.under(key) for key, entry in entries.items() for error in _entry_errors(entry))
+        return entries
+
+
+class OptimizerConfig(OpenSection):
+    """The `optimizer` section; keys beside these are the optimizer's arguments (lr, weight_decay, …)."""
+
+    constructor: Literal["DefaultOptimWrapperConstructor"] = "DefaultOptimWrapperConstructor"
+    """The rules that turn paramwise_cfg into parameter groups."""
+
+    unmatched_keys: Literal["error", "warn"] = "error"
+    """What to do about a custom key that matches no parameter."""
+
+    paramwise_cfg: Annotated[
+        ParamwiseConfig | None, BeforeValidator(lambda value: None if value == {} else value)
+    ] = None
+    """Multiples of lr and weight_decay by kind or name of the parameter."""
+
+    @model_validator(mode="after")
+    def _multipliers_have_a_base(self) -> OptimizerConfig:
+        given = self.arguments
+        errors = list(_number_errors(given, ("lr", "weight_decay")))
+        if self.paramwise_cfg:
+            errors += [
+                ConfigError(
+                    f"paramwise_cfg.{multiplier}",
+                    f"multiplies {base}, which the optimizer section does not give",
+                    allowed=f"{base} in the optimizer section, or no {multiplier.rpartition('.')[2]}",
+                )
+                for multiplier, base in _multipliers(self.paramwise_cfg)
+                if base not in given
+            ]
+        raise_all(errors)
+        return self
+
+
+def _multipliers(paramwise: ParamwiseConfig) -> Iterator[tuple[str, str]]:
+    """Every multiplier that is given, as a dotted key, and the optimizer's argument that it multiplies."""
+    bases = {"_lr_mult": "lr", "_decay_mult": "weight_decay"}
+    for name in type(paramwise).model_fields:
+        for ending, base in bases.items():
+            if name.endswith(ending) and getattr(paramwise, name) is not None:
+                yield name, base
+    for key, entry in paramwise.custom_keys.items():
+        for ending, base in bases.items():
+            if ending[1:] in entry:
+                yield f"custom_keys.{key}.{ending[1:]}", base
+
+
+def _entry_errors(entry: Mapping[str, Any]) -> Iterator[ConfigError]:
+    for name, value in entry.items():
+        if value is None:
+            yield ConfigError(name, "wrong value", given=None, allowed="a value, or no such key")
+        elif name == "name" and not (isinstance(value, str) and value):
+            yield ConfigError(name, "wrong value", given=value, allowed="text that is not empty")
+    given = {name: value for name, value in entry.items() if value is not None}
+    yield from _number_errors(given, ("lr_mult", "decay_mult", "lr", "weight_decay"))
+
+
+def _number_errors(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[ConfigError]:
+    for name in names:
+        value = values.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+            yield ConfigError(name, "wrong value", given=value, allowed="a finite number ≥ 0")

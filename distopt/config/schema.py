@@ -1,0 +1,200 @@
+"""Every key of the config: its type, its default, and what it means.
+
+The text under each field is its documentation. Rules that need torch (does the component take this
+argument?) are held by those who build the component.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+
+from distopt.config.document import Positions, dump
+from distopt.config.optimizer import OptimizerConfig
+from distopt.config.section import Component, Count, OpenSection, Section, Text
+from distopt.errors import ConfigError
+
+
+class DataConfig(Section):
+    """The `data` section."""
+
+    train: Component
+    """The dataset to train on."""
+
+    val: Component | None = None
+    """The dataset to evaluate on."""
+
+    batch_size: Count
+    """Samples per optimizer step, over all ranks: the same training whatever the world size."""
+
+    micro_batch_size: Count | None = None
+    """Samples per rank and forward; by default batch_size / world. The rest is gradient accumulation."""
+
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes per rank; 0 loads in the training process."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> DataConfig:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ConfigError(
+                "micro_batch_size",
+                f"does not divide batch_size {self.batch_size}",
+                given=self.micro_batch_size,
+            )
+        return self
+
+
+class StrategyConfig(Section):
+    """The `strategy` section; its type alone may stand for it."""
+
+    type: Literal["single", "ddp", "fsdp"] = "ddp"
+    """single: one process. ddp: replicas. fsdp: parameters, gradients and optimizer state sharded (FSDP2)."""
+
+
+class SchedulerConfig(OpenSection):
+    """One entry of `param_scheduler`; keys beside these are arguments of its type."""
+
+    by_epoch: bool = True
+    """Whether begin, end and the type's own lengths are epochs; otherwise they are optimizer steps."""
+
+    begin: Annotated[int, Field(ge=0)] = 0
+    """The first epoch or step at which this entry acts."""
+
+    end: int | None = None
+    """The epoch or step from which its value stays; by default the end of training."""
+
+    convert_to_iter_based: bool = False
+    """Read the lengths as epochs, but change the value at every step."""
+
+    groups: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Patterns of group names (`head*`); by default every group."""
+
+    @model_validator(mode="after")
+    def _window_is_sound(self) -> SchedulerConfig:
+        if self.end is not None and self.end <= self.begin:
+            raise ConfigError("end", f"is not after begin ({self.begin})", given=self.end)
+        if self.convert_to_iter_based and not self.by_epoch:
+            raise ConfigError(
+                "convert_to_iter_based", "has nothing to convert: by_epoch is false", allowed="by_epoch: true"
+            )
+        return self
+
+
+class ClipGradConfig(Section):
+    """The `clip_grad` section."""
+
+    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Gradients are scaled down so that their norm over all parameters does not exceed this."""
+
+
+class EvalConfig(Section):
+    """The `eval` section."""
+
+    every: Count
+    """Optimizer steps between evaluations."""
+
+
+class CheckpointConfig(Section):
+    """The `checkpoint` section."""
+
+    every: Count | None = None
+    """Optimizer steps between checkpoints; null: only the one at the end."""
+
+    keep_last: Count = 3
+    """How many checkpoints to keep."""
+
+
+class LogConfig(Section):
+    """The `log` section."""
+
+    every: Count = 10
+    """Optimizer steps between rows of metrics."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    work_dir: Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+    """The run directory: logs, metrics and checkpoints; by default runs/<name of the config file>."""
+
+    resume: Text = "auto"
+    """auto: continue what work_dir holds. never: work_dir must be empty. Or the path of a checkpoint."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the initial weights, the order of the data and all other randomness."""
+
+    deterministic: bool = False
+    """Use only deterministic algorithms, which may be slower."""
+
+    model: Component
+    """The model to train."""
+
+    data: DataConfig
+    """The datasets and the batch."""
+
+    max_steps: Count | None = None
+    """How long to train, in optimizer steps."""
+
+    max_epochs: Count | None = None
+    """How long to train, in passes over the training data; instead of max_steps."""
+
+    strategy: Annotated[
+        StrategyConfig, BeforeValidator(lambda value: {"type": value} if isinstance(value, str) else value)
+    ] = StrategyConfig()
+    """How the model is spread over ranks: single, ddp or fsdp."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the forward and backward compute in; the parameters stay fp32."""
+
+    compile: Literal[False] = False
+    """torch.compile."""
+
+    activation_checkpointing: Literal["none"] = "none"
+    """Which activations to compute anew in the backward."""
+
+    optimizer: OptimizerConfig
+    """The optimizer and its parameter groups."""
+
+    param_scheduler: Annotated[
+        list[SchedulerConfig], BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
+    ] = Field(default_factory=list)
+    """How lr and other options of the groups change over time; one mapping or a list. Factors multiply."""
+
+    clip_grad: ClipGradConfig | None = None
+    """Gradient clipping."""
+
+    eval: EvalConfig | None = None
+    """Evaluation on data.val."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save, and how many to keep."""
+
+    log: LogConfig = LogConfig()
+    """When to log."""
+
+    _positions: Positions = PrivateAttr(default_factory=Positions)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            problem = "missing: one of max_steps and max_epochs has to be given"
+            if self.max_steps is not None:
+                problem = "only one of max_steps and max_epochs can be given"
+            raise ConfigError("max_steps", problem)
+        if self.eval and not self.data.val:
+            raise ConfigError("eval", "there is nothing to evaluate on", allowed="a dataset as data.val")
+        return self
+
+    def locate(self, key: str) -> str | None:
+        """The `file:line` (or the override) that a dotted key comes from; None where no file was read."""
+        return self._positions.locate(key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, defaults included, that loads to an equal config."""
+        return {**self.model_dump(), "work_dir": str(self.work_dir)}
+
+    def to_yaml(self) -> str:
+        """The text of a config file that loads to an equal config."""
+        return dump(self.to_dict())

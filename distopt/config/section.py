@@ -1,0 +1,36 @@
+"""What the sections of the config have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+Multiplier = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping of the config with a fixed set of keys."""
+
+    # Without use_attribute_docstrings: reading the texts back from the source would double the import time.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OpenSection(Section):
+    """A mapping whose further keys are the arguments of what its `type` names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Text
+    """What to build: a short name, or an import path (`mypkg.net:Net`, `torch.optim.AdamW`)."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keys that are not distopt's own."""
+        return dict(self.model_extra or {})
+
+
+class Component(OpenSection):
+    """Something to build: its `type`, and beside it the arguments."""

@@ -1,0 +1,347 @@
+"""A config file means what it says."""
+
+import ast
+import inspect
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distopt.config import (
+    Config,
+    OptimizerConfig,
+    SchedulerConfig,
+    load_config,
+    optimizer,
+    schema,
+    section,
+    validate,
+)
+from distopt.config.document import dump, parse, read
+
+MINIMAL = """\
+model: {type: ByteGPT}
+data:
+  train: {type: StdlibText}
+  batch_size: 8
+max_steps: 10
+optimizer:
+  type: AdamW
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text=MINIMAL, *overrides):
+        path = tmp_path / "cfg.yaml"
+        path.write_text(text)
+        return load_config(path, overrides)
+
+    return load
+
+
+# -- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("3E4", 3e4),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.inf", float("-inf")),
+        ("010", 10),
+        ("0o17", 15),
+        ("0xff", 255),
+        ("-7", -7),
+        ("~", None),
+        ("", None),
+        ("True", True),
+        ("on", "on"),
+        ("no", "no"),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("2026-01-01", "2026-01-01"),
+        ("'12'", "12"),
+        ("!!str 12", "12"),
+        ("!!float 12", 12.0),
+    ],
+)
+def test_scalars_follow_the_core_schema_of_yaml_1_2(text, value):
+    data, _ = parse(f"key: {text}", "cfg.yaml")
+    assert data == {"key": value}
+    assert type(data["key"]) is type(value)
+
+
+def test_keys_that_yaml_1_1_takes_for_booleans_stay_text():
+    assert parse("on: {off: 1, y: 2}", "cfg.yaml")[0] == {"on": {"off": 1, "y": 2}}
+
+
+def test_own_keys_win_over_merged_ones_and_earlier_merges_over_later():
+    text = """
+    a: &a {x: 1, y: 1}
+    b: &b {y: 2, z: 2, w: 2}
+    c: {w: 3, <<: [*a, *b]}
+    """
+    assert parse(text, "cfg.yaml")[0]["c"] == {"x": 1, "y": 1, "z": 2, "w": 3}
+
+
+def test_aliases_share_no_data():
+    data, _ = parse("a: &a [1]\nb: *a\n", "cfg.yaml")
+    data["a"].append(2)
+    assert data["b"] == [1]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    (tmp_path / "cfg.yaml").write_bytes(b"\xef\xbb\xbfa: 1")
+    assert read(tmp_path / "cfg.yaml").data == {"a": 1}
+
+
+plain_scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8"))
+)
+plain_data = st.recursive(
+    plain_scalars,
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(plain_data)
+def test_dumped_data_is_read_back(data):
+    assert parse(dump(data), "cfg.yaml")[0] == data
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-3", "0o17", "on", "1:30", "2026-01-01", "~", "", "08", "<<", "1_000", "\x85", "a\nb"]
+)
+def test_dumped_text_is_quoted_where_it_would_be_read_as_something_else(text):
+    assert parse(dump({text: text}), "cfg.yaml")[0] == {text: text}
+
+
+# -- the schema
+
+
+def test_a_minimal_config_has_the_defaults(load):
+    config = load()
+    assert config.work_dir == Path("runs/cfg")
+    assert (config.resume, config.seed, config.deterministic) == ("auto", 0, False)
+    assert (config.data.val, config.data.micro_batch_size, config.data.num_workers) == (None, None, 0)
+    assert (config.max_steps, config.max_epochs) == (10, None)
+    assert (config.strategy.type, config.precision, config.compile) == ("ddp", "fp32", False)
+    assert (config.optimizer.paramwise_cfg, config.optimizer.unmatched_keys) == (None, "error")
+    assert (config.param_scheduler, config.clip_grad, config.eval) == ([], None, None)
+    assert (config.checkpoint.every, config.checkpoint.keep_last, config.log.every) == (None, 3, 10)
+
+
+def test_every_key_is_documented_below_it():
+    keys, documented = [], []
+    for module in (section, optimizer, schema):
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.ClassDef):
+                for key, below in pairwise([*node.body, ast.Pass()]):
+                    if isinstance(key, ast.AnnAssign) and not key.target.id.startswith("_"):
+                        keys.append(f"{node.name}.{key.target.id}")
+                        documented += keys[-1:] * isinstance(below, ast.Expr)
+    assert len(keys) > 40
+    assert documented == keys
+
+
+def test_a_config_cannot_be_changed(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load().seed = 1
+
+
+def test_keys_of_a_component_beside_its_type_are_its_arguments(load):
+    config = load(
+        MINIMAL.replace("{type: ByteGPT}", "{type: ByteGPT, width: 96, copy: true, model_config: 1}")
+    )
+    assert config.model.arguments == {"width": 96, "copy": True, "model_config": 1}
+
+
+def test_keys_of_the_optimizer_that_are_not_distopts_are_its_arguments():
+    config = validate(
+        OptimizerConfig, {"type": "AdamW", "lr": 1e-3, "betas": [0.9, 0.95], "unmatched_keys": "warn"}
+    )
+    assert config.arguments == {"lr": 1e-3, "betas": [0.9, 0.95]}
+
+
+def test_an_empty_paramwise_cfg_counts_as_not_given():
+    assert validate(OptimizerConfig, {"type": "SGD", "paramwise_cfg": {}}).paramwise_cfg is None
+
+
+def test_a_null_multiplier_counts_as_not_given():
+    config = validate(OptimizerConfig, {"type": "SGD", "lr": 0.1, "paramwise_cfg": {"norm_decay_mult": None}})
+    assert config.paramwise_cfg.norm_decay_mult is None
+
+
+def test_any_mapping_can_be_validated():
+    assert validate(OptimizerConfig, MappingProxyType({"type": "SGD"})).type == "SGD"
+
+
+def test_a_validated_section_is_returned_as_it_is():
+    config = validate(OptimizerConfig, {"type": "SGD"})
+    assert validate(OptimizerConfig, config) is config
+
+
+def test_one_scheduler_may_stand_without_a_list(load):
+    config = load(MINIMAL + "param_scheduler: {type: ConstantLR, factor: 0.5}")
+    assert [entry.arguments for entry in config.param_scheduler] == [{"factor": 0.5}]
+
+
+@pytest.mark.parametrize("text", ["strategy: fsdp", "strategy: {type: fsdp}"])
+def test_a_strategy_may_be_its_type_alone(load, text):
+    assert load(MINIMAL + text).strategy.type == "fsdp"
+
+
+def test_a_whole_number_is_a_number(load):
+    assert load(MINIMAL + "clip_grad: {max_norm: 1}").clip_grad.max_norm == 1.0
+
+
+def test_the_home_directory_can_be_written_as_a_tilde(load):
+    assert load(MINIMAL + "work_dir: ~/run").work_dir == Path.home() / "run"
+
+
+# -- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optimizer.lr=3e-4", lambda config: config.optimizer.arguments["lr"] == 3e-4),
+        ("strategy=fsdp", lambda config: config.strategy.type == "fsdp"),
+        ("clip_grad.max_norm=1", lambda config: config.clip_grad.max_norm == 1),
+        ("max_epochs=", lambda config: config.max_epochs is None),
+        ("model={type: Net, width: 3}", lambda config: config.model.arguments == {"width": 3}),
+        ("model.path=a=b", lambda config: config.model.arguments == {"path": "a=b"}),
+        ("data.val.type=StdlibText", lambda config: config.data.val.type == "StdlibText"),
+    ],
+)
+def test_an_override_sets_a_key(load, override, value):
+    assert value(load(MINIMAL, override))
+
+
+def test_an_override_reaches_into_a_list(load):
+    text = MINIMAL + "param_scheduler: [{type: LinearLR, end: 5}, {type: ConstantLR}]"
+    assert [entry.end for entry in load(text, "param_scheduler.0.end=7").param_scheduler] == [7, None]
+
+
+def test_an_override_may_replace_null_by_a_mapping(load):
+    assert load(MINIMAL + "clip_grad: null", "clip_grad.max_norm=2").clip_grad.max_norm == 2
+
+
+def test_the_last_override_of_a_key_wins(load):
+    assert load(MINIMAL, "seed=1", "seed=2").seed == 2
+
+
+def test_an_override_finds_a_key_that_contains_dots(load):
+    text = MINIMAL.replace(
+        "AdamW", "AdamW\n  lr: 1\n  paramwise_cfg: {custom_keys: {.a: {lr_mult: 1}, .a.b: {lr_mult: 1}}}"
+    )
+    custom_keys = load(
+        text, "optimizer.paramwise_cfg.custom_keys..a.b.lr_mult=3"
+    ).optimizer.paramwise_cfg.custom_keys
+    assert custom_keys == {".a": {"lr_mult": 1}, ".a.b": {"lr_mult": 3}}
+
+
+# -- where a key stands
+
+
+def test_every_value_is_located_at_its_key(load, tmp_path):
+    config = load(MINIMAL + "param_scheduler:\n  - type: LinearLR\n    end: 5\n")
+    assert config.locate("data.batch_size") == f"{tmp_path}/cfg.yaml:4"
+    assert config.locate("optimizer") == f"{tmp_path}/cfg.yaml:6"
+    assert config.locate("param_scheduler.0.end") == f"{tmp_path}/cfg.yaml:10"
+
+
+def test_a_missing_key_is_located_at_the_nearest_above(load, tmp_path):
+    config = load()
+    assert config.locate("data.val.type") == f"{tmp_path}/cfg.yaml:2"
+    assert config.locate("clip_grad.max_norm") == f"{tmp_path}/cfg.yaml"
+
+
+def test_an_overridden_key_is_located_at_the_override(load):
+    config = load(MINIMAL, "optimizer={type: SGD, lr: 1}")
+    assert config.locate("optimizer.lr") == "override optimizer={type: SGD, lr: 1}"
+
+
+def test_merged_keys_are_located_where_they_were_written():
+    _, positions = parse("a: &a\n  x: 1\nb:\n  <<: *a\n  y: 2\n", "cfg.yaml")
+    assert (positions.locate("b.x"), positions.locate("b.y")) == ("cfg.yaml:2", "cfg.yaml:5")
+
+
+def test_a_config_that_was_not_read_from_a_file_locates_nothing():
+    config = validate(Config, {**parse(MINIMAL, "")[0], "work_dir": "run"})
+    assert config.locate("seed") is None
+
+
+# -- there and back
+
+
+arguments = st.dictionaries(st.sampled_from(["width", "1e-3", "on", "a.b"]), plain_data, max_size=3)
+multipliers = st.none() | st.floats(0, 10)
+configs = st.fixed_dictionaries(
+    {
+        "work_dir": st.sampled_from(["run", "a b", "1e-3", "/tmp/é"]),
+        "model": arguments.map(lambda extra: {"type": "Net", **extra}),
+        "data": st.fixed_dictionaries(
+            {"train": arguments.map(lambda extra: {"type": "D", **extra}), "batch_size": st.integers(1)}
+        ),
+        "max_epochs": st.integers(1),
+        "optimizer": st.fixed_dictionaries(
+            {"type": st.just("AdamW"), "lr": st.floats(0, 1), "weight_decay": st.integers(0, 3)},
+            optional={
+                "betas": st.lists(st.floats(0, 1), max_size=2),
+                "paramwise_cfg": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "norm_decay_mult": multipliers,
+                        "norm_types": st.sampled_from(["auto", ["a.B"]]),
+                        "custom_keys": st.dictionaries(
+                            st.text(st.characters(codec="utf-8"), min_size=1),
+                            st.fixed_dictionaries(
+                                {}, optional={"lr_mult": st.floats(0, 1), "name": st.just("x")}
+                            ),
+                        ),
+                    },
+                ),
+            },
+        ),
+    },
+    optional={
+        "strategy": st.sampled_from(["ddp", {"type": "fsdp"}]),
+        "param_scheduler": st.lists(
+            st.fixed_dictionaries({"type": st.just("LinearLR"), "end": st.none()}), max_size=2
+        ),
+        "clip_grad": st.none() | st.fixed_dictionaries({"max_norm": st.floats(0.1, 9)}),
+        "resume": st.sampled_from(["auto", "never", "runs/a/checkpoints/step_1"]),
+        "log": st.fixed_dictionaries({"every": st.integers(1, 9)}),
+    },
+)
+
+
+@given(configs)
+def test_a_config_that_is_written_out_loads_to_an_equal_one(data):
+    config = validate(Config, data)
+    assert validate(Config, parse(config.to_yaml(), "cfg.yaml")[0]) == config
+
+
+def test_a_loaded_config_equals_the_same_one_from_another_file(load, tmp_path):
+    config = load(MINIMAL, "work_dir=run")
+    (tmp_path / "other.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "other.yaml") == config
+
+
+def test_a_scheduler_entry_has_a_window_and_arguments():
+    entry = validate(SchedulerConfig, {"type": "LinearLR", "by_epoch": False, "end": 5, "start_factor": 0.1})
+    assert (entry.begin, entry.end, entry.arguments) == (0, 5, {"start_factor": 0.1})

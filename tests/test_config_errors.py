@@ -1,0 +1,320 @@
+"""What is wrong with a config is said where it stands, in the words of the config."""
+
+import pytest
+
+from distopt.config import OptimizerConfig, load_config, validate
+from distopt.errors import ConfigError, collecting
+
+MINIMAL = """\
+model: {type: ByteGPT}
+data:
+  train: {type: StdlibText}
+  batch_size: 8
+max_steps: 10
+optimizer:
+  type: AdamW
+  lr: 1e-3
+"""
+
+
+@pytest.fixture
+def message(tmp_path, monkeypatch):
+    """What loading a text says."""
+    monkeypatch.chdir(tmp_path)
+
+    def message(text, *overrides):
+        (tmp_path / "cfg.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ConfigError) as caught:
+            load_config("cfg.yaml", overrides)
+        return str(caught.value)
+
+    return message
+
+
+# -- files and YAML
+
+
+def test_a_missing_file_is_named_with_the_nearest_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart.yaml").touch()
+    with pytest.raises(ConfigError) as caught:
+        load_config("quikstart.yaml")
+    assert str(caught.value) == "quikstart.yaml: no such file\n  did you mean: quickstart.yaml?"
+
+
+def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "cfg.yaml: the file is empty"),
+        ("# only a comment\n", "cfg.yaml: the file is empty"),
+        ("- a\n- b\n", "cfg.yaml: the file is no mapping of keys to values"),
+        (b"a: 1\nb: \xff\n", "cfg.yaml:2: not UTF-8 text"),
+        ("a: [1\nb: 2\n", "cfg.yaml:2: not valid YAML: expected ',' or ']'"),
+        ("a: 1\n\tb: 2\n", "cfg.yaml:2: not valid YAML: found character '\\t'"),
+        ("a: 1\x07\n", "cfg.yaml: not valid YAML: unacceptable character"),
+        ("a: 1\n---\nb: 2\n", "cfg.yaml:2: not valid YAML: but found another document"),
+        ("a: *nothing\n", "cfg.yaml:1: not valid YAML: found undefined alias"),
+        ("a: &a [*a]\n", "cfg.yaml: nested too deeply, or an alias inside its own anchor"),
+        ("a: 1\nb: {c: 1,\n  c: 2}\n", "cfg.yaml:3: b.c: duplicate key, first at cfg.yaml:2"),
+        ("a: 1\n1: 2\n", "cfg.yaml:2: a key must be text: put it in quotes"),
+        ("a: {[b]: 1}\n", "cfg.yaml:1: a: a key must be text"),
+        ("a:\n  <<: 1\n", "cfg.yaml:2: a: << takes a mapping, or a list of mappings"),
+        ("a: !!int x\n", "cfg.yaml:1: a: invalid literal for int()"),
+    ],
+)
+def test_broken_yaml_is_located(message, text, expected):
+    assert message(text).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.getcwd []", "!!python/name:os.getcwd ''", "!mine x", "!!set {}"]
+)
+def test_tags_that_build_objects_are_refused(message, tag):
+    assert f"cfg.yaml:1: a: the tag {tag.split()[0]} is not allowed" in message(f"a: {tag}")
+
+
+# -- keys
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seeed: 1", "cfg.yaml:9: seeed: unknown key\n  allowed:  work_dir, resume,"),
+        ("data.val: 1", "cfg.yaml:9: data.val: unknown key"),
+        ("checkpoint: {evry: 1}", "cfg.yaml:9: checkpoint.evry: unknown key\n  allowed:  every, keep_last"),
+        ("strategy: {type: fsdp, shard: 1}", "cfg.yaml:9: strategy.shard: unknown key\n  allowed:  type"),
+        ("clip_grad: {max_value: 1, max_norm: 1}", "cfg.yaml:9: clip_grad.max_value: unknown key"),
+        ("  paramwise_cfg: {norm_decay: 0}", "cfg.yaml:9: optimizer.paramwise_cfg.norm_decay: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_an_error_at_any_depth(message, text, expected):
+    assert message(MINIMAL + text).startswith(expected)
+
+
+def test_an_unknown_key_has_the_nearest_suggested(message):
+    assert message(MINIMAL + "seeed: 1").endswith("did you mean: seed?")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("model: {type: ByteGPT}\n", "cfg.yaml: model: missing"),
+        ("  batch_size: 8\n", "cfg.yaml:2: data.batch_size: missing"),
+        ("max_steps: 10\n", "cfg.yaml: max_steps: missing: one of max_steps and max_epochs has to be given"),
+        ("  type: AdamW\n", "cfg.yaml:6: optimizer.type: missing"),
+    ],
+)
+def test_a_missing_key_is_located_at_what_lacks_it(message, line, expected):
+    assert message(MINIMAL.replace(line, "")) == expected
+
+
+# -- types and values
+
+
+@pytest.mark.parametrize(
+    ("override", "given", "allowed"),
+    [
+        ("seed=x", "x", "a whole number"),
+        ("seed='3'", '"3"', "a whole number"),
+        ("seed=1.5", "1.5", "a whole number"),
+        ("seed=true", "true", "a whole number"),
+        ("seed=", "null", "a whole number"),
+        ("seed=-1", "-1", "0 or more"),
+        ("max_steps=0", "0", "1 or more"),
+        ("deterministic=yes", "yes", "true or false"),
+        ("deterministic=1", "1", "true or false"),
+        ("clip_grad.max_norm='1'", '"1"', "a number"),
+        ("clip_grad.max_norm=true", "true", "a number"),
+        ("clip_grad.max_norm=0", "0", "more than 0"),
+        ("clip_grad.max_norm=.inf", "Infinity", "a finite number"),
+        ("precision=fp16", "fp16", "fp32 or bf16"),
+        ("compile=true", "true", "false"),
+        ("activation_checkpointing=full", "full", "none"),
+        ("strategy=hsdp", "hsdp", "single, ddp or fsdp"),
+        ("work_dir=3", "3", "text"),
+        ("resume=''", '""', "text that is not empty"),
+        ("model=ByteGPT", "ByteGPT", "a mapping"),
+        ("model.type=3", "3", "text"),
+        ("data=[1, 2]", "[1, 2]", "a mapping"),
+        ("param_scheduler=3", "3", "a list"),
+        ("optimizer.constructor=Mine", "Mine", "DefaultOptimWrapperConstructor"),
+        ("optimizer.lr='1e-3'", '"1e-3"', "a finite number ≥ 0"),
+        ("optimizer.lr=-1", "-1", "a finite number ≥ 0"),
+        ("optimizer.weight_decay=.nan", "NaN", "a finite number ≥ 0"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_what_is_allowed(message, override, given, allowed):
+    key = override.partition("=")[0]
+    said = message(MINIMAL, override)
+    assert said.startswith(f"override {override}: {key}: wrong ")
+    assert said.splitlines()[1:3] == [f"  given:    {given}", f"  allowed:  {allowed}"]
+
+
+def test_a_wrong_choice_has_the_nearest_suggested(message):
+    assert message(MINIMAL, "strategy=fdsp").endswith("did you mean: fsdp?")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_epochs: 1", "cfg.yaml:5: max_steps: only one of max_steps and max_epochs can be given"),
+        ("eval: {every: 5}", "cfg.yaml:9: eval: there is nothing to evaluate on"),
+        (
+            "param_scheduler: {type: A, begin: 5, end: 5}",
+            "cfg.yaml:9: param_scheduler.end: is not after begin (5)",
+        ),
+        (
+            "param_scheduler: [{type: A, by_epoch: false, convert_to_iter_based: true}]",
+            "cfg.yaml:9: param_scheduler.0.convert_to_iter_based: has nothing to convert",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_an_error(message, text, expected):
+    assert message(MINIMAL + text).startswith(expected)
+
+
+def test_a_micro_batch_has_to_divide_the_batch(message):
+    expected = "override data.micro_batch_size=3: data.micro_batch_size: does not divide batch_size 8"
+    assert message(MINIMAL, "data.micro_batch_size=3").startswith(expected)
+
+
+def test_everything_that_is_wrong_is_said_at_once(message):
+    said = message(MINIMAL, "seed=x", "model.type=3", "lr=1", "optimizer.paramwise_cfg.bypass_duplicate=no")
+    for key in ("seed", "model.type", "lr", "optimizer.paramwise_cfg.bypass_duplicate"):
+        assert f": {key}: " in said
+
+
+# -- the optimizer section
+
+
+def paramwise_error(paramwise_cfg, **optimizer):
+    section = {"type": "SGD", "paramwise_cfg": paramwise_cfg, **optimizer}
+    with pytest.raises(ConfigError) as caught:
+        validate(OptimizerConfig, section, key="optimizer")
+    return caught.value
+
+
+@pytest.mark.parametrize("multiplier", ["norm", "bias", "dwconv", "flat"])
+def test_a_decay_multiplier_needs_weight_decay(multiplier):
+    error = paramwise_error({f"{multiplier}_decay_mult": 0.0}, lr=1)
+    assert error.key == f"optimizer.paramwise_cfg.{multiplier}_decay_mult"
+    assert "multiplies weight_decay, which the optimizer section does not give" in error.problem
+
+
+@pytest.mark.parametrize("multiplier", ["bias_lr_mult", "dcn_offset_lr_mult"])
+def test_an_lr_multiplier_needs_lr(multiplier):
+    error = paramwise_error({multiplier: 2.0}, weight_decay=1)
+    assert error.key == f"optimizer.paramwise_cfg.{multiplier}"
+    assert "multiplies lr" in error.problem
+
+
+def test_multipliers_of_a_custom_key_need_what_they_multiply():
+    error = paramwise_error({"custom_keys": {"a.b": {"lr_mult": 1, "decay_mult": 1}}})
+    keys = [one.key for one in (error, *error.others)]
+    entry = "optimizer.paramwise_cfg.custom_keys.a.b"
+    assert keys == [f"{entry}.lr_mult", f"{entry}.decay_mult"]
+
+
+@pytest.mark.parametrize(
+    ("paramwise_cfg", "key", "allowed"),
+    [
+        ([], "", "a mapping"),
+        ({"bias_lr_mult": -1}, "bias_lr_mult", "0 or more"),
+        ({"bias_lr_mult": "2"}, "bias_lr_mult", "a number"),
+        ({"bias_lr_mult": True}, "bias_lr_mult", "a number"),
+        ({"bias_lr_mult": float("inf")}, "bias_lr_mult", "a finite number"),
+        ({"norm_types": "all"}, "norm_types", "auto or mmengine or a list"),
+        ({"norm_types": 3}, "norm_types", "auto or mmengine or a list"),
+        ({"norm_types": ["a", 3]}, "norm_types.1", "text"),
+        ({"custom_keys": None}, "custom_keys", "a mapping"),
+        ({"custom_keys": ["head"]}, "custom_keys", "a mapping"),
+        ({"custom_keys": {"head": 0.1}}, "custom_keys.head", "a mapping"),
+        ({"custom_keys": {"head": None}}, "custom_keys.head", "a mapping"),
+        ({"custom_keys": {"head": {"lr_mult": -1}}}, "custom_keys.head.lr_mult", "a finite number ≥ 0"),
+        (
+            {"custom_keys": {"head": {"decay_mult": "0"}}},
+            "custom_keys.head.decay_mult",
+            "a finite number ≥ 0",
+        ),
+        ({"custom_keys": {"head": {"lr": True}}}, "custom_keys.head.lr", "a finite number ≥ 0"),
+        ({"custom_keys": {"head": {"betas": None}}}, "custom_keys.head.betas", "a value, or no such key"),
+        ({"custom_keys": {"head": {"name": ""}}}, "custom_keys.head.name", "text that is not empty"),
+    ],
+)
+def test_a_wrong_value_of_paramwise_cfg_is_shown_with_what_is_allowed(paramwise_cfg, key, allowed):
+    error = paramwise_error(paramwise_cfg, lr=1, weight_decay=1)
+    assert error.key == ".".join(filter(None, ("optimizer.paramwise_cfg", key)))
+    assert error.allowed == allowed
+    assert error.others == ()
+
+
+def test_an_empty_custom_key_is_an_error():
+    error = paramwise_error({"custom_keys": {"": {}}})
+    assert error.key.startswith("optimizer.paramwise_cfg.custom_keys")
+    assert error.allowed == "text that is not empty"
+
+
+def test_a_section_that_is_no_mapping_is_an_error():
+    with pytest.raises(ConfigError) as caught:
+        validate(OptimizerConfig, "AdamW", key="optimizer")
+    assert str(caught.value) == "optimizer: wrong type\n  given:    AdamW\n  allowed:  a mapping"
+
+
+# -- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "override seed: an override is written key=value"),
+        ("=1", "override =1: an override is written key=value"),
+        ("seed=[1", "override seed=[1: seed: not valid YAML"),
+        ("seed=!!python/name:os.getcwd", "override seed=!!python/name:os.getcwd: seed: the tag"),
+        ("model..x=1", "override model..x=1: model: an empty key"),
+        ("model.type.x=1", "override model.type.x=1: model.type: has no keys, so .x cannot be set in it"),
+        ("max_steps.x=1", "override max_steps.x=1: max_steps: has no keys, so .x cannot be set in it"),
+        (
+            "param_scheduler.1.end=3",
+            "override param_scheduler.1.end=3: param_scheduler.1: no such item of the list",
+        ),
+        ("param_scheduler.x=3", "override param_scheduler.x=3: param_scheduler.x: no such item of the list"),
+        (
+            "param_scheduler.-1=3",
+            "override param_scheduler.-1=3: param_scheduler.-1: no such item of the list",
+        ),
+    ],
+)
+def test_a_wrong_override_is_named(message, override, expected):
+    assert message(MINIMAL + "param_scheduler: [{type: LinearLR}]", override).startswith(expected)
+
+
+def test_an_override_below_a_short_form_says_how_to_write_it(message):
+    said = message(MINIMAL + "strategy: fsdp", "strategy.reshard=true")
+    assert "allowed:  the whole mapping: 'strategy={type: fsdp, reshard: …}'" in said
+
+
+# -- the error itself
+
+
+def test_an_error_is_moved_below_a_prefix_with_all_that_came_with_it():
+    error = ConfigError.many([ConfigError("a", "x"), ConfigError("", "y", given=1)]).under("top")
+    assert str(error) == "top.a: x\ntop: y\n  given:    1"
+
+
+def test_an_error_keeps_the_place_it_knows():
+    error = ConfigError.many([ConfigError("a", "x"), ConfigError("b", "y", where="net.py:3")])
+    assert str(error.located(lambda key: f"cfg.yaml:{key}")) == "cfg.yaml:a: a: x\nnet.py:3: b: y"
+
+
+def test_errors_are_collected_and_others_pass():
+    errors = []
+    with collecting(errors):
+        raise ConfigError("a", "x")
+    with pytest.raises(KeyError), collecting(errors):
+        raise KeyError
+    assert [error.key for error in errors] == ["a"]
