@@ -1,0 +1,17 @@
+"""What a run tells: console, TensorBoard, JSONL, status and logs. docs/monitoring.md says what is where."""
+
+from distopt.monitor.console import Console, open_console
+from distopt.monitor.logs import rank_log
+from distopt.monitor.monitor import Monitor
+from distopt.monitor.status import StatusFile, read_status
+from distopt.monitor.throughput import Throughput
+
+__all__ = [
+    "Console",
+    "Monitor",
+    "StatusFile",
+    "Throughput",
+    "open_console",
+    "rank_log",
+    "read_status",
+]

@@ -1,0 +1,101 @@
+"""The rows of a run as one line: rewritten in place on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from distopt.monitor.units import compact, duration, metric, step_time
+
+
+class Progress:
+    """Shows training rows in one line with the time left; evaluation rows stay above it.
+
+    Args:
+        console: rich's, on standard output.
+        first_step: Optimizer steps done before.
+        last_step: Where the run ends.
+        lr_group: The group whose lr is shown.
+        baselines: Losses to compare the evaluation's with.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        first_step: int,
+        last_step: int,
+        lr_group: str,
+        baselines: Mapping[str, float],
+    ) -> None:
+        self._console = console
+        self._last_step = last_step
+        self._lr_group = lr_group
+        self._baselines = baselines
+        self._live = _live(console, f"step {first_step}/{last_step}") if _rewritable(console) else None
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if "eval" in row:
+            self._console.print("  ".join(self._evaluation(row)), soft_wrap=True)
+        elif self._live is not None:
+            self._live.update(_one_line(self._training(row), self._console.width), refresh=True)
+        else:
+            self._console.print("  ".join(self._training(row)), soft_wrap=True)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _training(self, row: Mapping[str, Any]) -> list[str]:
+        parts = [f"step {row['step']:>{len(str(self._last_step))}}/{self._last_step}"]
+        parts.append(f"loss {metric(row['loss'])}")
+        if self._lr_group in row.get("lr", {}):
+            parts.append(f"lr {row['lr'][self._lr_group]:.2e}")
+        if perf := row.get("perf"):
+            what = "tokens" if "tokens_per_second" in perf else "samples"
+            parts.append(f"{step_time(perf['step_time'])}/step")
+            parts.append(f"{compact(perf[f'{what}_per_second'])} {what}/s")
+            parts.append(f"eta {duration((self._last_step - row['step']) * perf['step_time'])}")
+        return parts
+
+    def _evaluation(self, row: Mapping[str, Any]) -> list[str]:
+        parts = [f"step {row['step']:>{len(str(self._last_step))}}"]
+        parts += [f"eval/{name} {metric(value)}" for name, value in row["eval"].items()]
+        if "loss" in row["eval"] and self._baselines:
+            others = ", ".join(f"{name} {metric(value)}" for name, value in self._baselines.items())
+            parts.append(f"({others})")
+        return parts
+
+
+def _rewritable(console: Console) -> bool:
+    # FORCE_COLOR makes rich take a pipe for a terminal; a log of rewritten lines is of no use.
+    return console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
+
+
+def _one_line(parts: list[str], width: int) -> Text:
+    """The parts that fit: step, loss and time left are the last to go."""
+    while len("  ".join(parts)) > width and len(parts) > 3:
+        parts = [*parts[:-2], parts[-1]]
+    return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
+
+
+def _live(console: Console, line: str) -> Live:
+    # Refreshed by rows alone: a thread of rich's would take its turns between the steps.
+    live = Live(
+        _one_line([line], console.width),
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        redirect_stderr=sys.stderr.isatty(),
+    )
+    live.start(refresh=True)
+    # A process that is killed would leave the terminal without a cursor.
+    console.show_cursor(True)
+    return live

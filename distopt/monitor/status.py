@@ -1,0 +1,108 @@
+"""status.json: what state the run is in, for launchers and people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+State = Literal["running", "done", "preempted", "failed"]
+
+logger = logging.getLogger(__name__)
+
+
+class StatusFile:
+    """Keeps status.json up to date while the run lives. Rank 0 alone has one.
+
+    A change of state or checkpoint is written at once, the step with the heartbeat: `update` in the loop
+    costs an assignment. A write that fails is reported once and never stops the training. As a context
+    manager it says `failed`, with the reason, when an exception passes.
+
+    Args:
+        path: The file; always whole, because it is replaced and never written in place.
+        step: Optimizer steps done.
+        checkpoint: The newest committed checkpoint, relative to the run directory; None where there is none.
+        heartbeat: Seconds between two writes, at most.
+    """
+
+    def __init__(self, path: Path, step: int, checkpoint: str | None = None, heartbeat: float = 15.0) -> None:
+        self._path = path
+        self._fields: dict[str, Any] = {
+            "state": "running",
+            "step": step,
+            "checkpoint": checkpoint,
+            "reason": None,
+            "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        self._lock = threading.Lock()
+        self._warned = False
+        self._closing = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._beat, args=(heartbeat,), name="status", daemon=True)
+        self._thread.start()
+
+    def update(
+        self,
+        *,
+        step: int | None = None,
+        state: State | None = None,
+        checkpoint: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Sets what is given; the rest stays."""
+        given = {"step": step, "state": state, "checkpoint": checkpoint, "reason": reason}
+        changes = {field: value for field, value in given.items() if value is not None}
+        before = self._fields["state"], self._fields["checkpoint"]
+        self._fields |= changes
+        if before != (self._fields["state"], self._fields["checkpoint"]):
+            self._write()
+
+    def close(self) -> None:
+        """Writes the last word and ends the heartbeat."""
+        self._closing.set()
+        self._thread.join()
+        self._write()
+
+    def __enter__(self) -> StatusFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._fields["state"] == "running":
+            self.update(state="failed", reason=traceback.format_exception_only(error)[-1].strip())
+        self.close()
+
+    def _beat(self, seconds: float) -> None:
+        while not self._closing.wait(seconds):
+            self._write()
+
+    def _write(self) -> None:
+        draft = self._path.with_name(self._path.name + ".tmp")
+        with self._lock:
+            status = {**self._fields, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+            try:
+                draft.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+                draft.replace(self._path)
+            except OSError as error:
+                if not self._warned:
+                    logger.warning("%s cannot be written, training goes on: %s", self._path, error)
+                self._warned = True
+
+
+def read_status(path: Path) -> dict[str, Any] | None:
+    """What status.json says; None where there is none, or none that can be read."""
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return status if isinstance(status, dict) else None

@@ -1,0 +1,108 @@
+"""A row as TensorBoard scalars, the charts that lay all groups over each other, and the run's texts."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distopt.monitor.groups import COLUMNS, group_rows
+from distopt.monitor.units import count, percent
+
+_SECTIONS = {"weight_decay": "wd"}
+"""Rows spell out what is short on TensorBoard."""
+_SINGLE = {"loss": "loss/train", "grad_norm": "grad_norm/all"}
+_PER_GROUP = ("lr", "wd", "momentum")
+_LINES_PER_CHART = 8
+"""All lines of a run have one colour and differ by their markers only: more are not told apart."""
+
+
+class TensorBoard:
+    """Writes rows to event files.
+
+    Args:
+        directory: Of the event files. TensorBoard reads those of earlier starts along with this one's.
+        first_step: Optimizer steps done before. Points after it, which the run is about to repeat, are
+            purged; at 0 every point.
+    """
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        # With tensorflow installed beside it, tensorboard would load it for its file functions: 5 s and a
+        # screen of messages. This module, tensorboard's own switch, makes it use its stub.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # Every writer purges, a fresh run's too: the slow loader honours no purge if the first has none.
+        self._valid_from = first_step + 1 if first_step > 0 else 0
+        self._writer: Any = SummaryWriter(str(directory), purge_step=self._valid_from)
+        self._charts_drawn = False
+
+    def describe(self, config: str, groups: Sequence[Mapping[str, Any]]) -> None:
+        """The texts `run/config` and `run/groups`, at the step from which they hold.
+
+        Args:
+            config: The resolved config as YAML.
+            groups: `plan.to_dict()["groups"]`.
+        """
+        self._writer.add_text("run/config", f"```yaml\n{config}\n```", self._valid_from)
+        self._writer.add_text("run/groups", _markdown(groups), self._valid_from)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One point for every number of `row`, at its step."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        points = dict(scalars(row))
+        if not self._charts_drawn and "lr" in row:
+            self._writer.add_custom_scalars(charts(points))
+            self._charts_drawn = True
+        # One event for all: add_scalar makes one each, and 100 of them (50 groups) hold up the next step.
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()]
+        self._writer.file_writer.add_summary(Summary(value=values), row["step"])
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Tag and value of every number in a row: `lr/<group>`, `wd/<group>`, `loss/train`, `eval/<metric>`, …"""
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            section = _SECTIONS.get(key, key)
+            yield from ((f"{section}/{name}", number) for name, number in value.items())
+        elif key in _SINGLE:
+            yield _SINGLE[key], value
+
+
+def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """The Custom Scalars page: both losses in one chart, and each quantity of all groups."""
+    optimizer: dict[str, list[Any]] = {}
+    for section in _PER_GROUP:
+        lines = [f"^{re.escape(tag)}$" for tag in tags if tag.startswith(f"{section}/")]
+        parts = [lines[i : i + _LINES_PER_CHART] for i in range(0, len(lines), _LINES_PER_CHART)]
+        for number, part in enumerate(parts, start=1):
+            title = section if len(parts) == 1 else f"{section} ({number} of {len(parts)})"
+            optimizer[title] = ["Multiline", part]
+    return {"loss": {"loss": ["Multiline", ["^loss/train$", "^eval/loss$"]]}, "optimizer": optimizer}
+
+
+def _markdown(groups: Sequence[Mapping[str, Any]]) -> str:
+    table: list[tuple[str, ...]] = [(*COLUMNS, "parameters"), ("---",) * (len(COLUMNS) + 1)]
+    for row in group_rows(groups):
+        cells = (
+            row.name,
+            str(row.tensors),
+            count(row.numel),
+            percent(row.share),
+            row.lr,
+            row.weight_decay,
+            "<br>".join((row.rule, *row.why)),
+            "<br>".join(f"`{name}`" for name in row.names),
+        )
+        table.append(tuple(cell.replace("|", "\\|") for cell in cells))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
