@@ -1,0 +1,32 @@
+"""The `distopt` command: one module a subcommand, imported only when it is called for."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from importlib import import_module
+
+from distopt import __version__
+
+COMMANDS = {"check": "look for mistakes in a config, without training"}
+"""Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        status: int = import_module(f"distopt.cli.{argv[0]}").main(argv[1:])
+        return status
+    parser = ArgumentParser(
+        "distopt", description="Trains PyTorch models with paramwise optimizer groups, from one YAML file."
+    )
+    parser.add_argument("--version", action="version", version=f"distopt {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    if argv:
+        parser.parse_args(argv)
+    parser.print_help()
+    return 2

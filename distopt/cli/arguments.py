@@ -1,0 +1,29 @@
+"""What the commands that take a config have in common on their command line."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+from distopt import __version__
+
+NOTES = """\
+overrides
+  optimizer.lr=3e-4 param_scheduler.0.end=200 strategy=fsdp 'clip_grad={max_norm: 1.0}'
+  set single keys of the config, in YAML, by their dotted name. List items have an index.
+
+exit status
+  0  finished, or stopped early with a complete checkpoint
+  2  the input is wrong: one message says where, what was given and what is allowed
+  anything else is a fault, with its traceback
+"""
+
+
+def config_parser(prog: str, description: str, epilog: str) -> ArgumentParser:
+    """A parser of `cfg.yaml [key=value …]`; use its `parse_intermixed_args`."""
+    parser = ArgumentParser(
+        prog, description=description, epilog=epilog, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="cfg.yaml", help="what to train, and how")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of the config")
+    parser.add_argument("--version", action="version", version=f"distopt {__version__}")
+    return parser

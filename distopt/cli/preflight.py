@@ -1,0 +1,60 @@
+"""What can be said about a config without torch, beyond what its schema says."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from distopt import registry
+from distopt.config import Config, batch_layout
+from distopt.errors import ConfigError, collecting, raise_all
+from distopt.schedule import check_types
+
+
+def preflight(config: Config, world: int | None) -> None:
+    """Checks the names of types, the files and, where the world is known, the batch.
+
+    Raises:
+        ConfigError: All that is wrong, with the `file:line` of each.
+    """
+    errors: list[ConfigError] = []
+    named = [
+        (config.model.type, "model", "model.type"),
+        (config.data.train.type, "dataset", "data.train.type"),
+        (config.optimizer.type, "optimizer", "optimizer.type"),
+    ]
+    if config.data.val:
+        named.append((config.data.val.type, "dataset", "data.val.type"))
+    for name, kind, key in named:
+        with collecting(errors):
+            registry.check_name(name, kind, key)
+    with collecting(errors):
+        _check_work_dir(config.work_dir)
+    with collecting(errors):
+        _check_resume(config.resume)
+    with collecting(errors):
+        check_types(config.param_scheduler)
+    if world:
+        with collecting(errors):
+            batch_layout(config, world)
+    raise_all(error.located(config.locate) for error in errors)
+
+
+def _check_work_dir(work_dir: Path) -> None:
+    """Tries to write where it is, or where it would be made, leaving nothing behind."""
+    existing = work_dir
+    try:
+        existing = next(path for path in (work_dir, *work_dir.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            "work_dir", f"cannot be written: {existing}: {error.strerror}", given=str(work_dir)
+        ) from None
+
+
+def _check_resume(resume: str) -> None:
+    if resume not in ("auto", "never") and not Path(resume).exists():
+        raise ConfigError(
+            "resume", "no such checkpoint", given=resume, allowed="auto, never, or the path of a checkpoint"
+        )

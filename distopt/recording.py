@@ -1,0 +1,118 @@
+"""A run on record: its directory, what the console says of it, and the status that launchers read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distopt.comm import World
+from distopt.config import Config
+from distopt.monitor import Console, Monitor, StatusFile, rank_log
+from distopt.optim import Plan
+
+
+class Recording(AbstractContextManager["Recording"]):
+    """Opens the run directory for writing and closes it, saying how the run ended.
+
+    Rank 0 writes what belongs to the run; every rank has a log of its own.
+
+    Args:
+        config: Of the run.
+        plan: Of the run.
+        world: This process.
+        console: From `open_console`.
+        step: Optimizer steps done before.
+        last_step: Where the run ends.
+        baselines: Losses to compare the evaluation's with.
+        checkpoint: Which this start continues from.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        world: World,
+        console: Console,
+        *,
+        step: int,
+        last_step: int,
+        baselines: Mapping[str, float],
+        checkpoint: Path | None,
+    ) -> None:
+        self._config, self._plan, self._world, self._console = config, plan, world, console
+        self._step, self._last_step = step, last_step
+        self._baselines = baselines
+        self._checkpoint = checkpoint
+        self._began = time.monotonic()
+        self._newest: dict[str, Any] = {}
+        self._status: StatusFile | None = None
+
+    def __enter__(self) -> Recording:
+        config, work_dir = self._config, self._config.work_dir
+        groups = self._plan.to_dict()["groups"]
+        with ExitStack() as stack:
+            stack.enter_context(rank_log(work_dir / "logs", self._world.rank, self._console))
+            if self._world.is_main:
+                (work_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+                plan = json.dumps(self._plan.to_dict(), indent=1)
+                (work_dir / "plan.json").write_text(plan + "\n", encoding="utf-8")
+                status = StatusFile(work_dir / "status.json", self._step, self._relative(self._checkpoint))
+                self._status = stack.enter_context(status)
+            self._monitor = stack.enter_context(
+                Monitor(
+                    work_dir,
+                    self._console,
+                    rank=self._world.rank,
+                    first_step=self._step,
+                    last_step=self._last_step,
+                    groups=groups,
+                    config=config.to_yaml(),
+                    baselines=self._baselines,
+                )
+            )
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._status:
+            self._status.update(state="done")
+        self._open.__exit__(kind, error, trace)
+        if error is None:
+            self._console.summary(
+                self._config.work_dir,
+                step=self._step,
+                seconds=time.monotonic() - self._began,
+                loss=self._newest.get("loss"),
+                evaluation=self._newest.get("eval", {}),
+                baselines=self._baselines,
+                checkpoint=self._relative(self._checkpoint),
+            )
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Records a row of training or evaluation."""
+        self._step = row["step"]
+        self._newest |= row
+        self._monitor.log(row)
+        if self._status:
+            self._status.update(step=self._step)
+
+    def saved(self, checkpoint: Path) -> None:
+        """Records that `checkpoint` is committed."""
+        self._checkpoint = checkpoint
+        self._monitor.flush()
+        if self._status:
+            self._status.update(step=self._step, checkpoint=self._relative(checkpoint))
+
+    def _relative(self, checkpoint: Path | None) -> str | None:
+        """The checkpoint as the run directory knows it; one from elsewhere by its whole path."""
+        work_dir = self._config.work_dir
+        if checkpoint is None:
+            return None
+        return str(checkpoint.relative_to(work_dir) if checkpoint.is_relative_to(work_dir) else checkpoint)

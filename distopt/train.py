@@ -1,0 +1,61 @@
+"""`python -m distopt.train cfg.yaml [key=value …]`: arguments → config → Runner, nothing more."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distopt.cli.arguments import NOTES, config_parser
+from distopt.cli.exit import report
+from distopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distopt.config import Config
+
+DESCRIPTION = "Trains what a config describes, on as many ranks as torchrun starts, or on one without it."
+EPILOG = f"""\
+examples
+  torchrun --standalone --nproc_per_node=2 -m distopt.train configs/quickstart.yaml
+  torchrun --standalone --nproc_per_node=2 -m distopt.train configs/quickstart.yaml strategy=fsdp max_steps=50
+  python -m distopt.train configs/quickstart.yaml
+
+run directory (work_dir, by default runs/<name of the config>)
+  config.yaml  plan.json  metrics.jsonl  tensorboard/  checkpoints/  logs/  status.json
+  The same command continues a run that was stopped.
+
+{NOTES}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, and returns the exit status."""
+    args = config_parser("python -m distopt.train", DESCRIPTION, EPILOG).parse_intermixed_args(argv)
+
+    # Each import waits for what can be said before it: --help needs no config, a mistake in it no torch.
+    from distopt.cli.preflight import preflight
+    from distopt.config import load_config
+
+    try:
+        config = load_config(args.config, args.overrides)
+        preflight(config, world=int(os.environ.get("WORLD_SIZE", "1")))
+    except ConfigError as error:
+        return report(error)
+
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(_train)(config) or 0  # record writes what torchrun reports as the root cause of a failure
+
+
+def _train(config: Config) -> int:
+    from distopt.runner import Runner
+
+    try:
+        Runner(config).train()
+    except ConfigError as error:
+        return report(error.located(config.locate))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The commands: what they print, what they exit with, and what they leave alone."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distopt import __version__, train
+from distopt.cli import main
+from tests.kit import run_torchrun
+
+CONFIG = """\
+model: {type: ByteGPT, width: 16, depth: 1}
+data:
+  train: {type: StdlibText, limit: 40}
+  val: {type: StdlibText, split: val, limit: 10}
+  batch_size: 8
+max_steps: 2
+optimizer:
+  type: AdamW
+  lr: 1e-3
+  weight_decay: 0.1
+  paramwise_cfg: {norm_decay_mult: 0, bypass_duplicate: true}
+param_scheduler:
+  - {type: LinearLR, by_epoch: false, end: 2}
+"""
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch):
+    """The name of a sound config in an otherwise empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("cfg.yaml").write_text(CONFIG)
+    return "cfg.yaml"
+
+
+@pytest.fixture
+def complaint(cfg, capsys):
+    """What `distopt check` says of the config with some overrides; it exits with 2 and writes nothing."""
+
+    def complaint(*args):
+        assert main(["check", cfg, *args]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert written() == [cfg]
+        return err
+
+    return complaint
+
+
+def written():
+    """What is in the working directory."""
+    return [path.name for path in Path().iterdir()]
+
+
+# -- distopt
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"distopt {__version__}\n"
+
+
+def test_without_a_command_the_help_is_printed(capsys):
+    assert main([]) == 2
+    assert "check" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_a_user_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["chekc"])
+    assert caught.value.code == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+# -- distopt check
+
+
+def test_a_sound_config_is_ok_and_nothing_is_written(cfg, capsys):
+    assert main(["check", cfg]) == 0
+    assert capsys.readouterr().out.startswith("cfg.yaml: ok\n")
+    assert written() == [cfg]
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(cfg, capsys):
+    assert main(["check", cfg, "seed=1", "--nproc", "2", "data.batch_size=12"]) == 0
+    assert "batch: 12 samples = 2 ranks × 6 × 1 micro-steps" in capsys.readouterr().out
+
+
+def test_every_mistake_that_needs_no_import_is_found_at_once(complaint):
+    said = complaint(
+        "--nproc=3",
+        "model.type=ByteGTP",
+        "data.train.type=Text",
+        "data.val.type=Text",
+        "optimizer.type=AdamWW",
+        "work_dir=/proc/run",
+        "resume=nver",
+        "strategy=single",
+        "param_scheduler.0.type=LinearRL",
+    )
+    keys = ["model.type", "data.train.type", "data.val.type", "optimizer.type", "work_dir", "resume"]
+    for key in [*keys, "data.batch_size", "param_scheduler.0.type"]:
+        assert f": {key}: " in said
+
+
+def test_a_key_is_located(complaint):
+    Path("cfg.yaml").write_text(CONFIG.replace("depth: 1", "depth: one") + "sed: 1\n")
+    assert complaint().startswith("cfg.yaml:14: sed: unknown key\n")
+
+
+@pytest.mark.parametrize("work_dir", ["cfg.yaml", "cfg.yaml/run", "/proc/run", "/proc"])
+def test_a_work_dir_that_cannot_be_written_is_refused(complaint, work_dir):
+    said = complaint(f"work_dir={work_dir}")
+    assert said.startswith(f"override work_dir={work_dir}: work_dir: cannot be written: ")
+
+
+def test_a_work_dir_that_exists_or_has_an_existing_ancestor_is_fine(cfg):
+    assert main(["check", cfg, "work_dir=."]) == 0
+    assert main(["check", cfg, "work_dir=a/b/c"]) == 0
+
+
+def test_a_checkpoint_to_resume_has_to_exist(complaint, cfg):
+    assert "resume: no such checkpoint" in complaint("resume=runs/other")
+    assert main(["check", cfg, "resume=."]) == 0
+
+
+@pytest.mark.parametrize("nproc", ["0", "-1", "two"])
+def test_nproc_is_a_number_of_ranks(cfg, nproc):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", cfg, f"--nproc={nproc}"])
+    assert caught.value.code == 2
+
+
+def test_a_full_check_tells_data_and_groups(cfg, capsys):
+    assert main(["check", cfg, "--full"]) == 0
+    out = capsys.readouterr().out
+    assert "data: 40 samples, 5 steps an epoch, 2 steps in all" in out
+    assert "optimizer: 2 groups: default, norm" in out
+    assert written() == [cfg]
+
+
+def test_a_full_check_finds_what_only_the_components_know_at_once(complaint):
+    said = complaint("--full", "model.widht=3", "data.train.limit=4", "data.val.splt=val")
+    for problem in (
+        "override model.widht=3: model.widht: unknown argument of ByteGPT",
+        "cfg.yaml:5: data.batch_size: larger than the training set",
+        "override data.val.splt=val: data.val.splt: unknown argument of StdlibText",
+    ):
+        assert problem in said
+
+
+def test_a_full_check_holds_the_optimizer_and_its_rules_against_the_model(complaint):
+    assert "optimizer.momentum: unknown argument" in complaint("--full", "optimizer.momentum=0.9")
+    custom_keys = "optimizer.paramwise_cfg.custom_keys={haed: {lr_mult: 2}}"
+    assert "optimizer.paramwise_cfg.custom_keys.haed: " in complaint("--full", custom_keys)
+
+
+def test_a_full_check_reads_epochs_from_the_data(complaint):
+    schedule = "param_scheduler=[{type: CosineAnnealingLR, begin: 9}]"
+    assert "param_scheduler.0.end: " in complaint("--full", schedule)
+
+
+def test_a_model_that_cannot_be_built_on_meta_is_built_all_the_same(cfg, monkeypatch):
+    Path("swin.py").write_text("""
+import torch
+class Net(torch.nn.Linear):
+    def __init__(self):
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+        super().__init__(2, 2)
+""")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["check", cfg, "--full", "model={type: swin:Net}"]) == 0
+
+
+# -- without torch
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "status"),
+    [
+        ("distopt.cli", ["--help"], 0),
+        ("distopt.cli", ["check", "--help"], 0),
+        ("distopt.cli", ["check", "cfg.yaml", "--nproc=2"], 0),
+        ("distopt.cli", ["check", "cfg.yaml", "optimizer.type=AdamWW"], 2),
+        ("distopt.cli", ["check", "none.yaml"], 2),
+        ("distopt.train", ["--help"], 0),
+        ("distopt.train", ["--version"], 0),
+        ("distopt.train", ["cfg.yaml", "seed=x"], 2),
+        ("distopt.train", ["cfg.yaml", "model.type=x", "work_dir=/proc/x"], 2),
+    ],
+)
+def test_answers_that_need_no_torch_do_not_import_it(cfg, module, args, status):
+    code = f"""
+import sys
+from {module} import main
+try:
+    status = main({args})
+except SystemExit as exit:
+    status = exit.code
+assert not {{"torch", "rich", "tensorboard"}} & set(sys.modules)
+sys.exit(status)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == status
+
+
+# -- python -m distopt.train
+
+
+def test_a_user_error_ends_a_worker_with_one_message(cfg, capsys):
+    assert train.main([cfg, "seed=x"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "override seed=x: seed: wrong type\n  given:    x\n  allowed:  a whole number\n\n"
+
+
+def test_the_world_is_checked_before_anything_starts(cfg, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert train.main([cfg]) == 2
+    assert "cfg.yaml:5: data.batch_size: cannot be divided over 3 ranks" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_error_that_only_another_machine_sees_is_said_in_its_name(cfg):
+    worker = subprocess.run(
+        [sys.executable, "-m", "distopt.train", cfg, "seed=x"],
+        env={**os.environ, "RANK": "8", "LOCAL_RANK": "0", "WORLD_SIZE": "16"},
+        capture_output=True,
+        text=True,
+    )
+    assert worker.returncode == 2
+    assert worker.stderr.startswith("[rank 8] override seed=x: seed: wrong type\n")
+
+
+def test_another_rank_that_is_ended_says_nothing(cfg):
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distopt.train", cfg, "seed=x"],
+        env={**os.environ, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},
+        stderr=subprocess.PIPE,
+    )
+    worker.terminate()
+    assert worker.communicate() == (None, b"")
+    assert worker.returncode == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=x", "override seed=x: seed: wrong type"),
+        (
+            "data.batch_size=41",
+            "override data.batch_size=41: data.batch_size: cannot be divided over 2 ranks",
+        ),
+        ("model.widht=3", "override model.widht=3: model.widht: unknown argument of ByteGPT"),
+    ],
+)
+def test_under_torchrun_a_message_stands_once_before_its_report(cfg, override, message):
+    run = run_torchrun([cfg, override])
+    assert run.returncode == 1
+    assert run.stderr.count(message) == 1
+    assert "Traceback" not in run.stderr[: run.stderr.index(message)]
+    before, _, report = run.stderr.partition("ChildFailedError")
+    assert message in before
+    assert "exitcode  : 2" in report
+    assert written() == [cfg]
+
+
+# -- the documentation
+
+
+def test_the_documented_commands_print_what_is_documented(cfg, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "config.md").read_text()
+    Path(cfg).write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    commands = re.findall(r"```console\n\$ distopt (.*?)\n(.*?)```", page, re.DOTALL)
+    assert len(commands) == 2
+    for command, expected in commands:
+        main(shlex.split(command))
+        assert "".join(capsys.readouterr()).strip() == expected.strip()

@@ -1,0 +1,90 @@
+"""The parts that a config names are built, or refused where the config names them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+from distopt import parts
+from distopt.config import Config, validate
+from distopt.errors import ConfigError
+
+HERE = __name__
+
+
+class Numbers(Dataset):
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.tensor(index)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+    def __len__(self):
+        return 3
+
+
+def make_nothing():
+    return None
+
+
+def config(train=None, val=None, batch_size=4, model=None):
+    data = {
+        "work_dir": "run",
+        "model": model or {"type": "torch.nn:Linear", "in_features": 2, "out_features": 3},
+        "data": {
+            "train": train or {"type": f"{HERE}:Numbers", "size": 10},
+            "val": val,
+            "batch_size": batch_size,
+        },
+        "optimizer": {"type": "SGD"},
+        "max_steps": 1,
+    }
+    return validate(Config, data)
+
+
+def error_of(function, config):
+    with pytest.raises(ConfigError) as caught:
+        function(config)
+    return caught.value
+
+
+def test_the_parts_of_a_config_are_built():
+    given = config(val={"type": f"{HERE}:Numbers", "size": 2}, batch_size=10)
+    assert len(parts.train_dataset(given)) == 10
+    assert len(parts.val_dataset(given)) == 2
+    assert isinstance(parts.model(given), nn.Linear)
+
+
+def test_there_may_be_nothing_to_evaluate_on():
+    assert parts.val_dataset(config()) is None
+
+
+def test_an_empty_dataset_is_refused():
+    empty = {"type": f"{HERE}:Numbers", "size": 0}
+    error = error_of(parts.train_dataset, config(train=empty))
+    assert (error.key, error.problem) == ("data.train", "the dataset is empty")
+    assert error_of(parts.val_dataset, config(val=empty)).key == "data.val"
+
+
+def test_a_batch_larger_than_the_training_set_is_refused():
+    error = error_of(parts.train_dataset, config(batch_size=11))
+    assert (error.key, error.given, error.allowed) == ("data.batch_size", 11, "at most 10")
+
+
+@pytest.mark.parametrize("name", ["Stream", "make_nothing"])
+def test_what_is_no_map_style_dataset_is_refused(name):
+    error = error_of(parts.train_dataset, config(train={"type": f"{HERE}:{name}"}))
+    assert (error.key, error.problem) == ("data.train.type", "no map-style dataset")
+
+
+def test_what_is_no_module_is_refused():
+    error = error_of(parts.model, config(model={"type": f"{HERE}:make_nothing"}))
+    assert (error.key, error.problem) == ("model.type", "returned no model, but a NoneType")
