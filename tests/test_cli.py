@@ -103,7 +103,6 @@ def test_every_mistake_that_needs_no_import_is_found_at_once(complaint):
         "optimizer.type=AdamWW",
         "work_dir=/proc/run",
         "resume=nver",
-        "strategy=single",
         "param_scheduler.0.type=LinearRL",
     )
     keys = ["model.type", "data.train.type", "data.val.type", "optimizer.type", "work_dir", "resume"]

@@ -213,7 +213,7 @@ def test_a_key_that_matches_only_frozen_parameters_is_a_warning():
 
 @pytest.mark.parametrize("model", [nn.Identity(), nn.Linear(2, 2).requires_grad_(False)])
 def test_nothing_to_train_is_an_error(model):
-    with pytest.raises(ConfigError, match="no trainable|frozen"):
+    with pytest.raises(ConfigError, match=r"no trainable|frozen"):
         make_plan(model, BASE)
 
 

@@ -137,6 +137,14 @@ def test_groups_restricts_an_entry_by_name():
     assert [group["lr"] for group in opt.param_groups] == pytest.approx([0.1, 0.05])
 
 
+def test_values_reach_the_groups_that_a_loaded_state_has_put_in_place():
+    opt = optimizer()
+    schedule = build_schedule(opt, {"type": "ConstantLR", "by_epoch": False, "factor": 0.5})
+    opt.load_state_dict(opt.state_dict())
+    schedule.apply(0)
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
 def test_momentum_means_betas_where_there_is_no_momentum():
     opt = optimizer(cls=torch.optim.AdamW, betas=(0.8, 0.99))
     build_schedule(opt, {"type": "ConstantMomentum", "by_epoch": False, "factor": 0.5}).apply(0)

@@ -123,7 +123,7 @@ def _check_keys(rules: Rules, census: list[Entry], unmatched: str) -> Iterator[s
     errors = [_unmatched(key, census) for key in rules.custom_keys if key not in matched]
     if unmatched == "error":
         raise_all(errors)
-    yield from (error.render() for error in errors)
+    yield from (str(error) for error in errors)
     for key in rules.custom_keys:
         if key in matched - matched_trainable:
             yield f"{CUSTOM_KEYS}.{key}: matches frozen parameters only"

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from distopt.config import SchedulerConfig, validate
-from distopt.errors import ConfigError, nearest, raise_all
+from distopt.errors import ConfigError, collecting, nearest, raise_all
 from distopt.schedule.schedule import Entry, Schedule, Slot, SlotKey
 from distopt.schedule.shapes import SHAPES, Shape, arguments_of
 
@@ -23,7 +23,7 @@ Cfg = Mapping[str, Any] | SchedulerConfig
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """An entry without its groups: what can be said before there is an optimizer."""
 
     key: str
@@ -58,53 +58,66 @@ def build_schedule(
     return Schedule(slots, entries)
 
 
+def check_types(cfgs: Cfg | Sequence[Cfg]) -> None:
+    """What can be checked before the length of an epoch is known: types and arguments.
+
+    Raises:
+        ConfigError: All that is wrong with them.
+    """
+    errors: list[ConfigError] = []
+    for i, cfg in enumerate(_listed(cfgs)):
+        with collecting(errors):
+            _parse(f"param_scheduler.{i}", cfg)
+    raise_all(errors)
+
+
 def check_schedule(
     cfgs: Cfg | Sequence[Cfg], steps_per_epoch: int | None = None, max_steps: int | None = None
-) -> list[_Window]:
-    """All that can be checked of a schedule without an optimizer: types, arguments, windows."""
-    listed = cfgs if isinstance(cfgs, Sequence) else [cfgs]
-    return [_window(f"param_scheduler.{i}", cfg, steps_per_epoch, max_steps) for i, cfg in enumerate(listed)]
+) -> list[Window]:
+    """What can be checked before there is an optimizer: types, arguments, and windows, which it returns."""
+    return [
+        _window(f"param_scheduler.{i}", cfg, steps_per_epoch, max_steps)
+        for i, cfg in enumerate(_listed(cfgs))
+    ]
 
 
-def _window(key: str, cfg: Cfg, steps_per_epoch: int | None, max_steps: int | None) -> _Window:
+def _listed(cfgs: Cfg | Sequence[Cfg]) -> Sequence[Cfg]:
+    return cfgs if isinstance(cfgs, Sequence) else [cfgs]
+
+
+def _parse(key: str, cfg: Cfg) -> tuple[SchedulerConfig, str, Shape]:
+    """The entry, the option that it moves, and its shape, in the units in which it was given."""
     config = cfg if isinstance(cfg, SchedulerConfig) else validate(SchedulerConfig, cfg, key=key)
-    shape_name, suffix = _split_type(key, config.type)
+    shape, suffix = _split_type(key, config.type)
     arguments = dict(config.arguments)
     param = {"LR": "lr", "Momentum": "momentum"}.get(suffix) or arguments.pop("param_name", None)
     if param is None:
-        raise ConfigError(
-            f"{key}.param_name", "missing", allowed="the optimizer option to move, such as weight_decay"
-        )
+        allowed = "the optimizer option to move, such as weight_decay"
+        raise ConfigError(f"{key}.param_name", "missing", allowed=allowed)
+    return config, param, _make_shape(key, shape, arguments)
 
+
+def _window(key: str, cfg: Cfg, steps_per_epoch: int | None, max_steps: int | None) -> Window:
+    config, param, shape = _parse(key, cfg)
     begin, end = float(config.begin), math.inf if config.end is None else float(config.end)
-    by_epoch, convert = config.by_epoch, config.convert_to_iter_based
-    if by_epoch and steps_per_epoch is None:
-        raise ConfigError(
-            f"{key}.by_epoch", "the length of an epoch is not known", given=True, allowed="by_epoch: false"
-        )
-    ticks_per_step = 1.0
-    if convert:
-        assert steps_per_epoch is not None
-        begin, end = float(math.floor(begin * steps_per_epoch)), end * steps_per_epoch
-        for name in SHAPES[shape_name].in_clock_units:
-            if arguments.get(name) is not None:
-                arguments[name] *= steps_per_epoch
-    elif by_epoch:
-        assert steps_per_epoch is not None
-        ticks_per_step = 1 / steps_per_epoch
+    clock = 1
+    if config.by_epoch:
+        if steps_per_epoch is None:
+            problem = "the length of an epoch is not known"
+            raise ConfigError(f"{key}.by_epoch", problem, given=True, allowed="by_epoch: false")
+        if config.convert_to_iter_based:
+            begin, end, shape = begin * steps_per_epoch, end * steps_per_epoch, shape.scaled(steps_per_epoch)
+        else:
+            clock = steps_per_epoch
     if math.isinf(end) and max_steps is not None:
-        end = max_steps * ticks_per_step
+        end = max_steps / clock
     if end <= begin:
+        given = f"begin {begin:g}, end {end:g}"
         raise ConfigError(
-            f"{key}.end",
-            "is not after begin",
-            given=f"begin {begin:g}, end {end:g}",
-            allowed="a window that holds a step",
+            f"{key}.end", "is not after begin", given=given, allowed="a window that holds a step"
         )
-    shape = _make_shape(key, shape_name, arguments)
     shape.check(key, end - begin - 1)
-    clock = steps_per_epoch if by_epoch and not convert and steps_per_epoch is not None else 1
-    return _Window(key, param, shape, clock, begin, end, config.groups)
+    return Window(key, param, shape, clock, begin, end, config.groups)
 
 
 def _split_type(key: str, name: str) -> tuple[str, str]:
@@ -148,7 +161,7 @@ def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
 
 
-def _bind(window: _Window, optimizer: torch.optim.Optimizer, slots: dict[SlotKey, Slot]) -> Entry:
+def _bind(window: Window, optimizer: torch.optim.Optimizer, slots: dict[SlotKey, Slot]) -> Entry:
     """Resolves the groups that an entry moves; `slots` collects them over all entries."""
     chosen = list(_chosen_groups(window, optimizer.param_groups))
     lows = {}
@@ -159,12 +172,12 @@ def _bind(window: _Window, optimizer: torch.optim.Optimizer, slots: dict[SlotKey
             options = [name for name, value in group.items() if _is_number(value)]
             problem = f"the optimizer has no {window.param} to move"
             raise ConfigError(f"{window.key}.type", problem, given=window.param, allowed=options)
-        slot = slots.setdefault((index, param), Slot(group, param, float(base)))
+        slot = slots.setdefault((index, param), Slot(optimizer, index, param, float(base)))
         lows[index, param] = _low(window, optimizer, index, slot)
     return Entry(window.shape, window.clock, window.begin, window.end, lows)
 
 
-def _chosen_groups(window: _Window, groups: Sequence[Mapping[str, Any]]) -> Iterable[int]:
+def _chosen_groups(window: Window, groups: Sequence[Mapping[str, Any]]) -> Iterable[int]:
     names = [str(group.get("name", index)) for index, group in enumerate(groups)]
     if window.groups is None:
         return range(len(groups))
@@ -187,7 +200,7 @@ def _option(param: str, group: Mapping[str, Any]) -> tuple[str, Any]:
     return param, group.get(param)
 
 
-def _low(window: _Window, optimizer: torch.optim.Optimizer, index: int, slot: Slot) -> float:
+def _low(window: Window, optimizer: torch.optim.Optimizer, index: int, slot: Slot) -> float:
     """`eta_min` as a share of the base: relative to the optimizer's own value, so that ratios hold."""
     eta_min = getattr(window.shape, "eta_min", None)
     if isinstance(eta_min, list):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distopt.schedule.shapes import Shape
+
+if TYPE_CHECKING:
+    import torch
 
 SlotKey = tuple[int, str]
 """Index of the group, name of the option."""
@@ -17,15 +20,15 @@ SlotKey = tuple[int, str]
 class Slot:
     """One value that moves: `param` of one of the optimizer's groups."""
 
-    group: MutableMapping[str, Any]
+    optimizer: torch.optim.Optimizer
+    index: int
     param: str
     base: float
 
     def set(self, value: float) -> None:
-        if self.param == "betas":
-            self.group["betas"] = (value, *self.group["betas"][1:])
-        else:
-            self.group[self.param] = value
+        # Looked up anew each time: `load_state_dict` replaces the groups.
+        group = self.optimizer.param_groups[self.index]
+        group[self.param] = (value, *group["betas"][1:]) if self.param == "betas" else value
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,34 @@ without an end. The formulas are those of MMEngine's schedulers in closed form.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 from distopt.errors import ConfigError
 
 
-class Shape(Protocol):
+class Shape(ABC):
     """What an entry's `type` names; the fields of the dataclass are the entry's arguments."""
 
-    in_clock_units: ClassVar[tuple[str, ...]]
-    """Arguments that `convert_to_iter_based` turns from epochs into steps."""
+    def scaled(self, steps_per_epoch: int) -> Self:
+        """The same with its lengths in steps, where they were in epochs (`convert_to_iter_based`)."""
+        return self
 
+    @abstractmethod
     def check(self, key: str, n: float) -> None:
         """Raises a ConfigError at `key` for arguments that make no sense."""
 
+    @abstractmethod
     def at(self, k: float, n: float, low: float) -> float:
         """The factor at place `k`; `low` is the share of the base that `eta_min` stands for."""
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Shape):
     """`factor` inside the window, 1 from its last place on."""
 
     factor: float = 1 / 3
-    in_clock_units: ClassVar[tuple[str, ...]] = ()
 
     def check(self, key: str, n: float) -> None:
         _check_share(f"{key}.factor", self.factor)
@@ -41,12 +44,11 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Shape):
     """A line from `start_factor` at `begin` to `end_factor` at `end - 1`."""
 
     start_factor: float = 1 / 3
     end_factor: float = 1.0
-    in_clock_units: ClassVar[tuple[str, ...]] = ()
 
     def check(self, key: str, n: float) -> None:
         _check_share(f"{key}.start_factor", self.start_factor)
@@ -58,13 +60,15 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class CosineAnnealing:
+class CosineAnnealing(Shape):
     """Half a cosine from 1 to `low` over `T_max` (by default the window); beyond T_max it rises again."""
 
     T_max: float | None = None
     eta_min: float | list[float] | None = None
     eta_min_ratio: float | None = None
-    in_clock_units: ClassVar[tuple[str, ...]] = ("T_max",)
+
+    def scaled(self, steps_per_epoch: int) -> CosineAnnealing:
+        return self if self.T_max is None else replace(self, T_max=self.T_max * steps_per_epoch)
 
     def check(self, key: str, n: float) -> None:
         if self.T_max is None and math.isinf(n):
@@ -79,7 +83,7 @@ class CosineAnnealing:
         return low + (1 - low) * (1 + math.cos(math.pi * k / period)) / 2
 
 
-SHAPES: dict[str, type[Constant] | type[Linear] | type[CosineAnnealing]] = {
+SHAPES: dict[str, type[Shape]] = {
     "Constant": Constant,
     "Linear": Linear,
     "CosineAnnealing": CosineAnnealing,
