@@ -1,0 +1,51 @@
+"""Every example in the documentation runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distopt.config import OptimizerConfig, load_config, validate
+from distopt.schedule import check_schedule
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def examples(language: str) -> list:
+    return [
+        pytest.param(block, id=f"{page.stem}-{i}")
+        for page in PAGES
+        for i, block in enumerate(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S))
+    ]
+
+
+@pytest.mark.parametrize("code", examples("python"))
+def test_python_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("text", examples("yaml"))
+def test_yaml_examples_are_valid(text, tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text(text)
+    if "model" in yaml.safe_load(text):
+        load_config(path)
+        return
+    for key, section in yaml.load(text, yaml.BaseLoader).items():
+        assert key in ("optimizer", "param_scheduler"), f"a fragment that no check covers: {key}"
+        assert section
+    fragment = load_fragment(text)
+    if "optimizer" in fragment:
+        validate(OptimizerConfig, fragment["optimizer"], key="optimizer")
+    if "param_scheduler" in fragment:
+        check_schedule(fragment["param_scheduler"], steps_per_epoch=10, max_steps=1000)
+
+
+def load_fragment(text: str) -> dict:
+    from distopt.config.document import parse
+
+    data, _ = parse(text, "example")
+    return data
