@@ -17,7 +17,7 @@ help:  ## print this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 train: $(VENV)/.for-train  ## train CONFIG=file.yaml on NPROC ranks (all GPUs, else 2), with ARGS="key=value …"
-	@$(VENV)/bin/distopt check $(CONFIG) $(ARGS)
+	@$(VENV)/bin/distopt check $(CONFIG) $(ARGS) >/dev/null
 	@ranks_and_threads=$$($(PY) -c '$(SHARE_OUT)') || exit 1; set -- $$ranks_and_threads; \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$2} $(PY) -m torch.distributed.run \
 	  --standalone --local-addr=127.0.0.1 --nproc_per_node=$$1 -m distopt.train $(CONFIG) $(ARGS)

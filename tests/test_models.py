@@ -27,7 +27,7 @@ def test_an_untrained_model_guesses_evenly():
     loss = ByteGPT()(windows(8, 64))["loss"]
 
     assert loss.ndim == 0
-    assert loss.item() == pytest.approx(log(256), abs=0.1)
+    assert loss.item() == pytest.approx(log(256), abs=0.25)
 
 
 @pytest.mark.parametrize("tie", [True, False])

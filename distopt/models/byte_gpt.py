@@ -76,11 +76,12 @@ class ByteGPT(nn.Module):
         return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
 
     def _init_weights(self, depth: int) -> None:
-        """As GPT-2: the ends of branches are scaled, so that depth leaves the variance of their sum alone."""
+        """GPT-2's, and of the same size at any width; the ends of branches are scaled for the depth."""
+        std = 0.02 * (768 / self.embedding.embedding_dim) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 ends_branch = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if ends_branch else 0.02)
+                nn.init.normal_(parameter, std=std / (2 * depth) ** 0.5 if ends_branch else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
