@@ -90,6 +90,11 @@ def test_the_horizon_is_the_default_end():
     assert curve(cfg, 11, max_steps=11) == pytest.approx([i / 100 for i in range(11)])
 
 
+def test_a_window_that_a_shortened_run_never_reaches_does_not_act():
+    cfg = {"type": "CosineAnnealingLR", "by_epoch": False, "begin": 40}
+    assert curve(cfg, 12, max_steps=12) == [0.1] * 12
+
+
 def test_entries_by_epoch_act_once_an_epoch():
     cfg = {"type": "LinearLR", "start_factor": 0, "end": 3}
     assert curve(cfg, 8, steps_per_epoch=2) == pytest.approx([0, 0, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1])

@@ -59,16 +59,16 @@ class ByteGPT(nn.Module):
 
         Returns:
             `loss`: the mean cross entropy over batch × length, in nats per token.
+
+        Raises:
+            ConfigError: The windows are longer than `context`.
         """
         inputs, targets = tokens[:, :-1].long(), tokens[:, 1:].long()
         length = inputs.shape[1]
-        if length > self.positions.num_embeddings:
-            raise ConfigError(
-                "model.context",
-                "shorter than the sequences of the data",
-                given=self.positions.num_embeddings,
-                allowed=f"at least {length}",
-            )
+        limit = self.positions.num_embeddings
+        if length > limit:
+            problem, allowed = "shorter than the sequences of the data", f"at least {length}"
+            raise ConfigError("model.context", problem, given=limit, allowed=allowed)
         x = self.dropout(self.embedding(inputs) + self.positions(torch.arange(length, device=tokens.device)))
         for block in self.blocks:
             x = block(x)

@@ -110,7 +110,8 @@ def _window(key: str, cfg: Cfg, steps_per_epoch: int | None, max_steps: int | No
         else:
             clock = steps_per_epoch
     if math.isinf(end) and max_steps is not None:
-        end = max_steps / clock
+        # A run that is cut short before `begin` (a trial of few steps) is none of the config's mistakes.
+        end = max(max_steps / clock, begin + 1)
     if end <= begin:
         given = f"begin {begin:g}, end {end:g}"
         raise ConfigError(
