@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 SHARE_OUT = import torch as t; n = int("$(NPROC)" or t.cuda.device_count() or 2); print(n, max(1, t.get_num_threads() // n))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help train test test-system check format clean
+.PHONY: help train test test-system test-gpu check format clean
 
 help:  ## print this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ test: $(VENV)/.for-tests  ## all tests that need no system package
 
 test-system: $(VENV)/.for-tests  ## the tests that need minutes, or system packages (Chromium)
 	@$(PY) -m pytest -m system $(ARGS)
+
+test-gpu: $(VENV)/.for-tests  ## the tests that need a CUDA device
+	@$(PY) -m pytest -m gpu $(ARGS)
 
 check: $(VENV)/.for-tests  ## format, lint, types and the fast tests
 	@$(PY) -m ruff format --check

@@ -233,6 +233,8 @@ class Runner:
             }
         )
         self.console.groups(self.plan.to_dict()["groups"])
+        for note in self.plan.notes:
+            self.console.note(note)
         for warning in self.plan.warnings:
             logger.warning(warning)
         for difference in self.start.differences:

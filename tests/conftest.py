@@ -14,12 +14,18 @@ hypothesis.settings.register_profile("distopt", deadline=None, derandomize="CI" 
 hypothesis.settings.load_profile("distopt")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all tests but those marked gpu: the ranks of the others meet over gloo, on the CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none, or none is shown."""
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if needs_gpu and not _cuda_is_available():
         for item in needs_gpu:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and `make test-gpu`"))
 
 
 def _cuda_is_available() -> bool:

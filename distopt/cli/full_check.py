@@ -36,7 +36,7 @@ def full_check(config: Config) -> list[str]:
         found.append(
             f"optimizer: {len(plan.groups)} groups: " + ", ".join(group.name for group in plan.groups)
         )
-        found += (f"warning: {warning}" for warning in plan.warnings)
+        found += [*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)]
     raise_all(error.located(config.locate) for error in errors)
     return found
 

@@ -41,15 +41,17 @@ def make_plan(model: nn.Module, cfg: Mapping[str, Any] | OptimizerConfig) -> Pla
         raise ConfigError(
             "model", problem, given=type(model).__name__, allowed="at least one that requires a gradient"
         )
-    warnings = [*_check_keys(rules, census, config.unmatched_keys)]
+    warnings = tuple(_check_keys(rules, census, config.unmatched_keys))
     decided = [(entry, rules.decide(entry, entry.places[0])) for entry in trainable]
+    notes: tuple[str, ...] = ()
     if config.paramwise_cfg is not None:
-        warnings += _check_shared(rules, decided, config.paramwise_cfg.bypass_duplicate)
+        notes = tuple(_check_shared(rules, decided, config.paramwise_cfg.bypass_duplicate))
     return Plan(
         optimizer=config.type,
         groups=merge(decided, _defaults(optimizer, config.arguments)),
         frozen=tuple(entry.fqn for entry in census if not entry.requires_grad),
-        warnings=tuple(warnings),
+        warnings=warnings,
+        notes=notes,
     )
 
 

@@ -56,6 +56,9 @@ class Plan:
     frozen: tuple[str, ...] = ()
     """FQNs of the parameters that are in no group because they do not require a gradient."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What is probably not meant."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What is worth saying once, though the config asked for it."""
 
     @cached_property
     def digest(self) -> str:
