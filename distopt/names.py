@@ -22,16 +22,16 @@ def unwrap(module: nn.Module) -> nn.Module:
     Wrappers are known by the child that they alone have; only DDP's `module` is an ordinary name, so
     there the type decides, and a model's own child called `module` stays in its FQNs.
     """
-    while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            module = module.module
-            continue
-        for child in _WRAPPED_CHILD:
-            if child in module._modules:
-                module = module.get_submodule(child)
-                break
-        else:
-            return module
+    while (inner := _wrapped_by(module)) is not None:
+        module = inner
+    return module
+
+
+def _wrapped_by(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, DistributedDataParallel | DataParallel):
+        inner: nn.Module = module.module
+        return inner
+    return next((module._modules[child] for child in _WRAPPED_CHILD if child in module._modules), None)
 
 
 def module_type(module: nn.Module) -> type[nn.Module]:

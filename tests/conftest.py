@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("distopt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs from all tests but those marked gpu: the ranks of the others meet over gloo, on the CPU."""
+    """Hide the GPUs from all tests but those marked gpu: the ranks of the others meet over gloo."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distopt import ConfigError, build_optimizer, make_plan
 from distopt.models import ByteGPT
+from distopt.optim import try_optimizer
 from tests.kit import run_distributed
 
 CFG = {
@@ -156,8 +157,41 @@ def test_a_tie_broken_after_the_plan_is_an_error():
     model = tiny()
     plan = make_plan(model, CFG)
     model.head.weight = nn.Parameter(model.head.weight.detach().clone())
-    with pytest.raises(ConfigError, match=r"trainable parameters that the plan does not have: head\.weight"):
+    with pytest.raises(ConfigError, match=r"tie was broken.*head\.weight") as error:
         build_optimizer(model, CFG, plan)
+    assert error.value.key == "model"
+
+
+def test_a_parameter_that_came_after_the_plan_is_an_error():
+    model = tiny()
+    plan = make_plan(model, CFG)
+    model.extra = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ConfigError, match=r"trainable parameters that the plan does not have: extra"):
+        build_optimizer(model, CFG, plan)
+
+
+def test_rules_keep_their_names_when_a_custom_key_wants_one():
+    model = nn.ModuleDict({"norm": nn.Linear(1, 1), "after": nn.LayerNorm(1)})
+    keys = {"norm.": {"lr_mult": 2, "name": "norm"}}
+    plan = make_plan(model, {**CFG, "paramwise_cfg": {"norm_decay_mult": 0, "custom_keys": keys}})
+    assert {group.name: group.param_names[0] for group in plan.groups} == {
+        "norm.2": "norm.weight",
+        "norm": "after.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("betas", [0.9]), ("betas", [5.0, 7.0]), ("eps", "x"), ("lr", -1.0)]
+)
+@pytest.mark.parametrize("of_group", [False, True])
+def test_options_that_the_optimizer_refuses_are_found_on_a_trial(option, value, of_group):
+    if option == "lr" and not of_group:
+        pytest.skip("the schema refuses it")
+    cfg = {"type": "AdamW", "lr": 1e-3} if of_group else {"type": "AdamW", "lr": 1e-3, option: value}
+    if of_group:
+        cfg["paramwise_cfg"] = {"bypass_duplicate": True, "custom_keys": {"mlp": {option: value}}}
+    with pytest.raises(ConfigError, match="optimizer"):
+        try_optimizer(make_plan(tiny(), cfg), cfg)
 
 
 def test_a_broken_tie_with_a_frozen_copy_is_an_error():

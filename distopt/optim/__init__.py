@@ -3,7 +3,7 @@
 census (what the model has) → rules (a verdict each) → plan (named groups) → bind (live parameters).
 """
 
-from distopt.optim.build import build_optimizer, make_plan
+from distopt.optim.build import build_optimizer, make_plan, try_optimizer
 from distopt.optim.plan import Plan
 
-__all__ = ["Plan", "build_optimizer", "make_plan"]
+__all__ = ["Plan", "build_optimizer", "make_plan", "try_optimizer"]

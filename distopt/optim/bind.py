@@ -22,8 +22,8 @@ def bind(plan: Plan, model: nn.Module) -> list[dict[str, Any]]:
         ConfigError: Where `model` is not the model that `plan` was made for, or not all of it is real.
     """
     live = names.live_parameters(model)
-    _check_names(plan, live)
     _check_ties(plan, live)
+    _check_names(plan, live)
     return [
         {"params": [(fqn, live[fqn]) for fqn in group.param_names], "name": group.name, **group.options}
         for group in plan.groups
@@ -53,7 +53,7 @@ def _check_names(plan: Plan, live: dict[str, nn.Parameter]) -> None:
 def _check_ties(plan: Plan, live: dict[str, nn.Parameter]) -> None:
     for group in plan.groups:
         for entry in group.entries:
-            broken = [alias for alias in entry.aliases if live.get(alias) is not live[entry.fqn]]
+            broken = [alias for alias in entry.aliases if live.get(alias) is not live.get(entry.fqn)]
             if broken:
                 raise ConfigError(
                     "model",

@@ -14,7 +14,7 @@ from distopt.config import OptimizerConfig, validate
 from distopt.errors import ConfigError, nearest, raise_all
 from distopt.optim.bind import bind
 from distopt.optim.census import Entry, take_census
-from distopt.optim.plan import Plan, merge
+from distopt.optim.plan import Group, Plan, merge
 from distopt.optim.rules import CUSTOM_KEYS, KEY_SETTINGS, Rules, Verdict
 
 
@@ -74,13 +74,36 @@ def build_optimizer(
     """
     config = _validated(cfg)
     plan = plan or make_plan(model, config)
+    return _construct(config, bind(plan, model))
+
+
+def try_optimizer(plan: Plan, cfg: Mapping[str, Any] | OptimizerConfig) -> torch.optim.Optimizer:
+    """An optimizer with the groups of `plan` over stand-ins of one element each: a trial of its arguments.
+
+    Raises:
+        ConfigError: The optimizer's class refuses its arguments, or the options of a group.
+    """
+    config = _validated(cfg)
+    groups = []
+    for group in plan.groups:
+        # As arguments, for the class checks only those: what stands in a group it takes as it is.
+        stand_in = torch.zeros([1] * max(len(entry.shape) for entry in group.entries), requires_grad=True)
+        _construct(config, [{"params": [stand_in]}], group)
+        groups.append({"params": [stand_in], "name": group.name, **group.options})
+    return _construct(config, groups)
+
+
+def _construct(
+    config: OptimizerConfig, groups: list[dict[str, Any]], tried: Group | None = None
+) -> torch.optim.Optimizer:
     optimizer = registry.resolve(config.type, "optimizer", "optimizer.type")
+    options = dict(tried.options) if tried else {}
     try:
-        built: torch.optim.Optimizer = optimizer(bind(plan, model), **config.arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            "optimizer", f"{config.type} refuses its arguments: {error}", given=config.arguments
-        ) from error
+        built: torch.optim.Optimizer = optimizer(groups, **{**config.arguments, **options})
+    except Exception as error:  # torch's own classes raise IndexError for `betas: [0.9]`
+        of_group = f" for group {tried.name}" if tried else ""
+        problem = f"{config.type} refuses its arguments{of_group}: {type(error).__name__}: {error}"
+        raise ConfigError("optimizer", problem, given={**config.arguments, **options}) from error
     return built
 
 
@@ -118,7 +141,7 @@ def _check_keys(rules: Rules, census: list[Entry], unmatched: str) -> Iterator[s
     matched: set[str] = set()
     matched_trainable: set[str] = set()
     for entry in census:
-        keys = {key for place in entry.places for key in rules.matching_keys(place.fqn)}
+        keys = {key for place in entry.places for key in rules.matching_keys(place)}
         matched |= keys
         if entry.requires_grad:
             matched_trainable |= keys

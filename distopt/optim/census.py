@@ -15,6 +15,10 @@ class Place:
     """One name of a parameter and what stands around it there."""
 
     fqn: str
+    path: str
+    """The FQN of the module that holds the parameter; "" for the root."""
+    name: str
+    """The parameter's own name in that module: `weight`, `bias`, …"""
     owner: type[nn.Module]
     """The class of the module that holds the parameter."""
     parent: type[nn.Module] | None
@@ -62,8 +66,11 @@ def _entry(sites: list[names.Site]) -> Entry:
 
 def _place(site: names.Site) -> Place:
     owner = site.owner
+    path, _, name = site.fqn.rpartition(".")
     return Place(
         fqn=site.fqn,
+        path=path,
+        name=name,
         owner=names.module_type(owner),
         parent=None if site.parent is None else names.module_type(site.parent),
         depthwise=isinstance(owner, nn.Conv2d) and owner.in_channels == owner.groups,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -82,19 +82,24 @@ def merge(decided: list[tuple[Entry, Verdict]], defaults: Mapping[str, Any]) -> 
         decided: The trainable parameters with their verdicts, in the order of the walk.
         defaults: The optimizer's own lr and weight_decay, for groups whose verdict has none.
     """
-    members: dict[int, list[Entry]] = {}
-    verdicts: dict[int, Verdict] = {}
+    members: dict[Verdict, list[Entry]] = {}
     for entry, verdict in decided:
-        verdicts[id(verdict)] = verdict
-        members.setdefault(id(verdict), []).append(entry)
+        members.setdefault(verdict, []).append(entry)
+    names = _names(members)
+    return tuple(
+        Group(names[verdict], verdict.rules, {**defaults, **verdict.options}, verdict.why, tuple(entries))
+        for verdict, entries in members.items()
+    )
+
+
+def _names(verdicts: Iterable[Verdict]) -> dict[Verdict, str]:
+    """Names for the groups of `verdicts`. The rules' own come first: no custom key takes `norm` from them."""
     taken = {"all"}
-    groups = []
-    for identity, verdict in verdicts.items():
-        name = _free_name(verdict.label, taken)
-        taken.add(name)
-        options = {**defaults, **verdict.options}
-        groups.append(Group(name, verdict.rules, options, verdict.why, tuple(members[identity])))
-    return tuple(groups)
+    names = {}
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.key is not None):
+        names[verdict] = _free_name(verdict.label, taken)
+        taken.add(names[verdict])
+    return names
 
 
 def _free_name(label: str, taken: set[str]) -> str:

@@ -34,12 +34,14 @@ KEY_SETTINGS = (*_MULTIPLIERS, "name")
 """What an entry of `custom_keys` may hold besides options of the optimizer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Verdict:
-    """What was decided for a parameter, by which rules, and how."""
+    """What was decided for a parameter, by which rules, and how. `Rules` makes each distinct one once."""
 
+    key: str | None
+    """The custom key that decided, if one did."""
     rules: tuple[str, ...]
-    """The custom key and the short names of the other rules that decided; () where none did."""
+    """That key, and the short names of the other rules that decided; () where none did."""
     label: str
     """What the group is called, before clashes are resolved."""
     options: Mapping[str, Any]
@@ -68,40 +70,42 @@ class Rules:
 
     def decide(self, entry: Entry, place: Place) -> Verdict:
         """The verdict on `entry`, were `place` its owner."""
-        key = next(self.matching_keys(place.fqn), None)
+        key = next(self.matching_keys(place), None)
         if key is not None and not self._combine:
             return self._verdict(key, None, None)
-        return self._verdict(key, self._lr_rule(place), self._decay_rule(place, len(entry.shape)))
+        ndim = len(entry.shape)
+        return self._verdict(key, self._lr_rule(place, ndim), self._decay_rule(place, ndim))
 
-    def matching_keys(self, fqn: str) -> Iterator[str]:
+    def matching_keys(self, place: Place) -> Iterator[str]:
         """The custom keys that match, the deciding one first: longest, then alphabetically."""
-        path, _, name = fqn.rpartition(".")
-        text = f"{path}.{name}"
-        return (key for key in self._keys if _matches(key, text, fqn))
+        text = f"{place.path}.{place.name}"
+        return (key for key in self._keys if _matches(key, text, place.fqn))
 
-    def is_norm(self, cls: type[nn.Module]) -> bool:
-        by_name = self._norms_by_name and any(_NORM_NAME.search(base.__name__) for base in cls.__mro__)
-        return by_name or issubclass(cls, self._norms)
+    def _is_norm(self, place: Place, ndim: int) -> bool:
+        """By the owner's class; by its name only what is shaped like a norm's parameter."""
+        by_name = self._norms_by_name and ndim <= 1
+        return issubclass(place.owner, self._norms) or (
+            by_name and any(_NORM_NAME.search(base.__name__) for base in place.owner.__mro__)
+        )
 
-    def _lr_rule(self, place: Place) -> str | None:
-        path, _, name = place.fqn.rpartition(".")
+    def _lr_rule(self, place: Place, ndim: int) -> str | None:
         in_deformable = _is_deformable(place.parent)
         if (
             "dcn_offset_lr_mult" in self._multipliers
             and in_deformable
-            and "conv_offset" in path
+            and "conv_offset" in place.path
             and issubclass(place.owner, nn.Conv2d)
         ):
             return "dcn_offset"
-        if "bias_lr_mult" in self._multipliers and name == "bias" and not in_deformable:
-            return None if self.is_norm(place.owner) else "bias"
+        if "bias_lr_mult" in self._multipliers and place.name == "bias" and not in_deformable:
+            return None if self._is_norm(place, ndim) else "bias"
         return None
 
     def _decay_rule(self, place: Place, ndim: int) -> str | None:
         in_deformable = _is_deformable(place.parent)
         applies = {
-            "norm": self.is_norm(place.owner),
-            "bias": place.fqn.rpartition(".")[2] == "bias" and not in_deformable,
+            "norm": self._is_norm(place, ndim),
+            "bias": place.name == "bias" and not in_deformable,
             "dwconv": place.depthwise,
             "flat": ndim == 1 and not in_deformable,
         }
@@ -134,7 +138,7 @@ class Rules:
         type_rules = tuple(dict.fromkeys(rule for rule in (lr_rule, decay_rule) if rule is not None))
         labels = ([entry.get("name", key)] if key is not None else []) + list(type_rules)
         rules = ((key,) if key is not None else ()) + type_rules
-        return Verdict(rules, ".".join(map(str, labels)) or "default", options, why)
+        return Verdict(key, rules, ".".join(map(str, labels)) or "default", options, why)
 
 
 def _matches(key: str, text: str, fqn: str) -> bool:

@@ -112,11 +112,6 @@ def _window(key: str, cfg: Cfg, steps_per_epoch: int | None, max_steps: int | No
     if math.isinf(end) and max_steps is not None:
         # A run that is cut short before `begin` (a trial of few steps) is none of the config's mistakes.
         end = max(max_steps / clock, begin + 1)
-    if end <= begin:
-        given = f"begin {begin:g}, end {end:g}"
-        raise ConfigError(
-            f"{key}.end", "is not after begin", given=given, allowed="a window that holds a step"
-        )
     shape.check(key, end - begin - 1)
     return Window(key, param, shape, clock, begin, end, config.groups)
 

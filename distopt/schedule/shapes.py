@@ -77,6 +77,10 @@ class CosineAnnealing(Shape):
             )
         if self.T_max is not None and not self.T_max > 0:
             raise ConfigError(f"{key}.T_max", "out of range", given=self.T_max, allowed="more than 0")
+        if any(low < 0 for low in (self.eta_min if isinstance(self.eta_min, list) else [self.eta_min or 0])):
+            raise ConfigError(f"{key}.eta_min", "out of range", given=self.eta_min, allowed="0 or more")
+        if self.eta_min_ratio is not None:
+            _check_share(f"{key}.eta_min_ratio", self.eta_min_ratio)
 
     def at(self, k: float, n: float, low: float) -> float:
         period = self.T_max if self.T_max is not None else n + 1
