@@ -8,7 +8,7 @@ ARGS   ?=
 
 PY := $(VENV)/bin/python
 # One rank per GPU that torch can use, else two; the cores are shared out among them.
-SHARE_OUT = import torch as t; n = int("$(NPROC)" or t.cuda.device_count() or 2); print(n, max(1, t.get_num_threads() // n))
+MACHINE = import torch as t; print(t.cuda.device_count() or 2, t.get_num_threads())
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help train test test-system test-gpu check format clean
@@ -17,10 +17,11 @@ help:  ## print this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 train: $(VENV)/.for-train  ## train CONFIG=file.yaml on NPROC ranks (all GPUs, else 2), with ARGS="key=value …"
-	@$(VENV)/bin/distopt check $(CONFIG) $(ARGS) >/dev/null
-	@ranks_and_threads=$$($(PY) -c '$(SHARE_OUT)') || exit 1; set -- $$ranks_and_threads; \
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$2} $(PY) -m torch.distributed.run \
-	  --standalone --local-addr=127.0.0.1 --nproc_per_node=$$1 -m distopt.train $(CONFIG) $(ARGS)
+	@ranks_and_cores=$$($(PY) -c '$(MACHINE)') || exit; set -- $$ranks_and_cores; \
+	ranks="$(or $(NPROC),$$1)" cores=$$2; \
+	$(VENV)/bin/distopt check "$(CONFIG)" $(ARGS) --nproc="$$ranks" >/dev/null || exit; \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((cores > ranks ? cores / ranks : 1))} $(PY) -m torch.distributed.run \
+	  --standalone --local-addr=127.0.0.1 --nproc_per_node="$$ranks" -m distopt.train "$(CONFIG)" $(ARGS)
 
 test: $(VENV)/.for-tests  ## all tests that need no system package
 	@$(PY) -m pytest -m "not system" $(ARGS)

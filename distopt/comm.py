@@ -62,10 +62,9 @@ def process_group(world: World) -> Iterator[None]:
         world_size=world.size,
         device_id=device if on_gpu else None,
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an exception: with a collective under way, NCCL would wait for ranks that have failed.
+    dist.destroy_process_group()
 
 
 def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:

@@ -13,6 +13,9 @@ from difflib import get_close_matches
 from itertools import chain
 from typing import Final
 
+_SHOWN: Final = 20
+"""How many errors of one message are written out."""
+
 UNSET: Final = object()
 """Stands for "no value was given", since None is a value in YAML."""
 
@@ -75,7 +78,9 @@ class ConfigError(ValueError):
         return self
 
     def __str__(self) -> str:
-        return "\n".join(error._message() for error in (self, *self.others))
+        messages = [error._message() for error in (self, *self.others[: _SHOWN - 1])]
+        more = len(self.others) + 1 - len(messages)
+        return "\n".join([*messages, f"and {more} more"] if more else messages)
 
     def _message(self) -> str:
         lines = [": ".join(part for part in (self.where, self.key, self.problem) if part)]

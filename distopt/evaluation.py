@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ def evaluate(
     device: torch.device,
     precision: AbstractContextManager[Any],
 ) -> dict[str, float]:
-    """Evaluates `model` and leaves it in training mode.
+    """Evaluates `model`; its modules are in evaluation mode meanwhile.
 
     Args:
         model: As trained; every rank calls this, with equally many batches.
@@ -32,13 +32,23 @@ def evaluate(
     """
     # DDP's own forward would exchange buffers; FSDP's forward, which gathers parameters, stays.
     module = names.unwrap(model)
-    module.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     samples = 0
-    with torch.no_grad(), precision:
+    with _evaluating(module), torch.no_grad(), precision:
         for batch, weight in batches:
             total += weight * compute_loss(module, batch)
             samples += weight
-    module.train()
     total_loss, total_samples = comm.sum_over_ranks([total, samples], device)
     return {"loss": total_loss / total_samples}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; afterwards each module's own, since some may be frozen in theirs."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

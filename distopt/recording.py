@@ -99,9 +99,9 @@ class Recording(AbstractContextManager["Recording"]):
         """Records a row of training or evaluation."""
         self._step = row["step"]
         self._newest |= row
-        self._monitor.log(row)
         if self._status:
             self._status.update(step=self._step)
+        self._monitor.log(row)
 
     def saved(self, checkpoint: Path) -> None:
         """Records that `checkpoint` is committed."""

@@ -14,11 +14,13 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from distopt.errors import ConfigError, nearest, raise_all
 
@@ -33,6 +35,14 @@ _SHORT_NAMES = {
 }
 _BASES = {"model": "torch.nn:Module", "module": "torch.nn:Module", "optimizer": "torch.optim:Optimizer"}
 """Kind → what a class of this kind has to inherit from."""
+_PLAIN_TYPES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "null",
+}
+"""The annotations, alone or in a union, that an argument's value is held against."""
 
 
 def check_name(name: str, kind: str, key: str) -> None:
@@ -81,7 +91,9 @@ def resolve(name: str, kind: str, key: str) -> Callable[..., Any]:
             raise ConfigError(key, f"{found.__name__} has no {attribute}", given=name, suggestion=near)
         found = getattr(found, attribute)
     if not callable(found):
-        raise ConfigError(key, f"neither class nor function, but a {type(found).__name__}", given=name)
+        raise ConfigError(
+            key, f"neither a class nor a function, but of type {type(found).__name__}", given=name
+        )
     if kind in _BASES:
         _check_base(found, kind, name, key)
     return found  # type: ignore[no-any-return]
@@ -99,14 +111,17 @@ def check_arguments(
         provided: Names that the caller passes itself: neither missing, nor the user's to give.
 
     Raises:
-        ConfigError: All unknown and all missing arguments.
+        ConfigError: All unknown and all missing arguments, and values that contradict a plain annotation
+            (`int`, `float`, `bool`, `str`, `None`, and unions of these).
     """
     try:
-        parameters = inspect.signature(factory).parameters.values()
+        signature = inspect.signature(factory)
     except ValueError:  # some callables written in C have none
         return
-    provided = set(provided)
-    raise_all(_argument_errors(_name_of(factory), list(parameters), arguments, key, provided))
+    with suppress(Exception):  # annotations may be text that means nothing at run time
+        signature = inspect.signature(factory, eval_str=True)
+    parameters = list(signature.parameters.values())
+    raise_all(_argument_errors(_name_of(factory), parameters, arguments, key, set(provided)))
 
 
 def build(component: Component, kind: str, key: str, **provided: Any) -> Any:
@@ -119,15 +134,16 @@ def build(component: Component, kind: str, key: str, **provided: Any) -> Any:
         **provided: Further arguments, which are not the user's to give.
 
     Raises:
-        ConfigError: As `resolve` and `check_arguments`; or its constructor raised a TypeError or ValueError.
+        ConfigError: As `resolve` and `check_arguments`; or its constructor raised.
     """
     factory = resolve(component.type, kind, f"{key}.type")
     check_arguments(factory, component.arguments, key, provided)
     try:
         return factory(**component.arguments, **provided)
     except ConfigError as error:  # in a component's own words, its keys are its arguments
-        raise error.under(key) from error
-    except (TypeError, ValueError) as error:
+        error.under(key)
+        raise
+    except Exception as error:
         raise ConfigError(key, f"{component.type} raised {_describe(error)}") from error
 
 
@@ -171,12 +187,12 @@ def _nearest_module(missing: str) -> str | None:
 
 def _check_base(found: Callable[..., Any], kind: str, name: str, key: str) -> None:
     module, _, attribute = _BASES[kind].partition(":")
-    wanted = f"a subclass of {module}.{attribute}"
+    wanted = f"{module}.{attribute}"
     if inspect.isclass(found):
         if not issubclass(found, getattr(import_module(module), attribute)):
-            raise ConfigError(key, "of another kind", given=name, allowed=wanted)
+            raise ConfigError(key, f"not a {wanted}", given=name, allowed=f"a subclass of {wanted}")
     elif kind == "module":
-        raise ConfigError(key, "no class", given=name, allowed=wanted)
+        raise ConfigError(key, "not a class", given=name, allowed=f"a subclass of {wanted}")
 
 
 def _argument_errors(
@@ -202,8 +218,24 @@ def _argument_errors(
                     suggestion=nearest(name, names),
                 )
     for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in arguments:
-            yield ConfigError(f"{key}.{parameter.name}", f"missing argument of {factory}")
+        if parameter.name in arguments:
+            value = arguments[parameter.name]
+            if wanted := _contradicted(parameter, value):
+                yield ConfigError(f"{key}.{parameter.name}", "wrong type", given=value, allowed=wanted)
+        elif parameter.default is parameter.empty:
+            yield ConfigError(f"{key}.{parameter.name}", f"missing argument of {factory}", allowed=names)
+
+
+def _contradicted(parameter: inspect.Parameter, value: object) -> str | None:
+    """What a plain annotation asks for instead of `value`; None where it fits, or nothing is asked for."""
+    annotation = parameter.annotation
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if not all(isinstance(kind, type) and kind in _PLAIN_TYPES for kind in kinds):
+        return None
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if fits or (value is None and parameter.default is None):  # `depth: int = None` is often written
+        return None
+    return " or ".join(_PLAIN_TYPES[kind] for kind in kinds)
 
 
 def _name_of(factory: Callable[..., Any]) -> str:
@@ -212,8 +244,9 @@ def _name_of(factory: Callable[..., Any]) -> str:
 
 def _describe(error: BaseException) -> str:
     """`ValueError: heads must divide width (/home/me/net.py:12)`."""
+    text = error.msg if isinstance(error, SyntaxError) else error  # which says its place itself
     place = _place(error)
-    return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+    return f"{type(error).__name__}: {text}" + (f" ({place})" if place else "")
 
 
 def _place(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,15 +13,17 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
-from distopt import checkpoint, comm, parallel, parts
+from distopt import comm, parallel, parts
+from distopt.checkpoint import directory, resume, state
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader
+from distopt.errors import ConfigError
 from distopt.evaluation import evaluate
 from distopt.monitor import Throughput, open_console
 from distopt.objective import compute_loss
-from distopt.optim import build_optimizer, make_plan
+from distopt.optim import build_optimizer, make_plan, try_optimizer
 from distopt.recording import Recording
-from distopt.schedule import build_schedule, check_schedule
+from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
 
 logger = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ class Runner:
             ConfigError: What the user got wrong; nearly all of it before a process group or file exists.
         """
         config = self.config
-        self.start = checkpoint.find_start(config.work_dir, config.resume, config.to_dict())
+        self.start = resume.find_start(config.work_dir, config.resume, config.to_dict())
         if self.start.finished:
             self.console.note(f"{config.work_dir}: finished at step {self.start.step}, nothing to do")
             return
@@ -77,6 +80,8 @@ class Runner:
         seed_everything(config.seed)
         model, train_data, val_data = self._given
         self.model = parts.model(config, model)
+        if not self.model.training:  # as `from_pretrained` leaves it; single modules may be frozen in theirs
+            self.model.train()
         self.plan = make_plan(self.model, config.optimizer)
         self.train_data = parts.train_dataset(config, train_data)
         self.val_data = parts.val_dataset(config, val_data)
@@ -90,12 +95,24 @@ class Runner:
             self.eval_batches = EvalLoader(self.val_data, self.layout, **loading)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.max_steps = config.max_steps or self.steps_per_epoch * (config.max_epochs or 0)
-        check_schedule(config.param_scheduler, self.steps_per_epoch, self.max_steps)
+        if self.start.step > self.max_steps:
+            problem = f"{self.start.checkpoint} is further than that already, at step {self.start.step}"
+            raise ConfigError("max_steps", problem, given=self.max_steps)
+        # A trial of both, without weights or a world: what they refuse is found here.
+        trial = try_optimizer(self.plan, config.optimizer)
+        build_schedule(trial, config.param_scheduler, self.steps_per_epoch, self.max_steps)
 
     def _assemble(self) -> None:
         """Wrap, bind, schedule, resume: in this order, since each reads what the one before made."""
         config = self.config
-        comm.agree({"plan": self.plan.digest, "checkpoint to start from": str(self.start.checkpoint)})
+        comm.agree(
+            {
+                "checkpoint to start from": str(self.start.checkpoint),
+                "plan of the optimizer's groups": self.plan.digest,
+                "length of the run": str(self.max_steps),
+                "number of training samples": str(len(self.train_data)),  # type: ignore[arg-type]
+            }
+        )
         self.wrapped = parallel.wrap(self.model, config.strategy.type, self.device)
         self.optimizer = build_optimizer(self.wrapped, config.optimizer, self.plan)
         self.schedule = build_schedule(
@@ -103,9 +120,12 @@ class Runner:
         )
         seed_everything(config.seed, self.world.rank)
         self.step = 0  # optimizer steps done
+        self.lost: list[str] = []  # what the checkpoint could not give
         if self.start.checkpoint is not None:
-            checkpoint.load(self.start.checkpoint, self.wrapped, self.optimizer)
-            progress = checkpoint.read_progress(self.start.checkpoint)
+            self.lost = state.load(
+                self.start.checkpoint, self.wrapped, self.optimizer, optimizer_type=self.plan.optimizer
+            )
+            progress = directory.read_progress(self.start.checkpoint)
             self.batches.load_state_dict({"epoch": progress.epoch, "offset": progress.offset})
             self.step = progress.step
 
@@ -176,24 +196,26 @@ class Runner:
                 "perf": self.throughput.measure(self.step),
             }
         )
+        if not math.isfinite(total_loss):
+            raise FloatingPointError(f"the loss of step {self.step} is {total_loss}")
 
     def _evaluate(self) -> None:
         with self.throughput.pause():
+            parallel.average_buffers(self.model)
             metrics = evaluate(self.wrapped, self.eval_batches, self.device, self._precision())
             self.recording.log({"step": self.step, "epoch": self.batches.epoch, "eval": metrics})
 
     def _save(self) -> None:
         config = self.config
-        directory = checkpoint.step_directory(config.work_dir, self.step)
-        progress = checkpoint.Progress(
-            step=self.step, **self.batches.state_dict(), world_size=self.world.size
-        )
+        path = directory.step_directory(config.work_dir, self.step)
+        progress = directory.Progress(step=self.step, **self.batches.state_dict(), world_size=self.world.size)
         documents = {"config.yaml": config.to_yaml(), "plan.json": json.dumps(self.plan.to_dict(), indent=1)}
         with self.throughput.pause():
-            checkpoint.save(directory, self.wrapped, self.optimizer, progress, documents)
+            parallel.average_buffers(self.model)
+            state.save(path, self.wrapped, self.optimizer, progress, documents)
             if self.world.is_main:
-                checkpoint.prune(config.work_dir, config.checkpoint.keep_last)
-            self.recording.saved(directory)
+                directory.prune(config.work_dir, config.checkpoint.keep_last)
+            self.recording.saved(path)
 
     def _record(self) -> Recording:
         """The run directory, opened for writing."""
@@ -219,7 +241,7 @@ class Runner:
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         self.console.header(
             {
-                "model": f"{config.model.type}, {total:,} parameters, {trainable:,} trainable",
+                "model": f"{type(self.model).__name__}, {total:,} parameters, {trainable:,} trainable",
                 "data": f"{config.data.train.type}, {len(self.train_data):,} samples",  # type: ignore[arg-type]
                 "world": f"{self.world.size} × {self.device.type} ({backend}){launched}",
                 "strategy": f"{config.strategy.type}, {config.precision}",
@@ -235,7 +257,7 @@ class Runner:
         self.console.groups(self.plan.to_dict()["groups"])
         for note in self.plan.notes:
             self.console.note(note)
-        for warning in self.plan.warnings:
+        for warning in (*self.plan.warnings, *self.start.skipped, *self.lost):
             logger.warning(warning)
         for difference in self.start.differences:
             logger.warning("changed since the last start: %s", difference)

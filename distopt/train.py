@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from distopt.cli.arguments import NOTES, config_parser
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
 DESCRIPTION = "Trains what a config describes, on as many ranks as torchrun starts, or on one without it."
 EPILOG = f"""\
 examples
-  torchrun --standalone --nproc_per_node=2 -m distopt.train configs/quickstart.yaml
-  torchrun --standalone --nproc_per_node=2 -m distopt.train configs/quickstart.yaml strategy=fsdp max_steps=50
-  python -m distopt.train configs/quickstart.yaml
+  torchrun --standalone --nproc_per_node=2 -m distopt.train cfg.yaml
+  torchrun --standalone --nproc_per_node=2 -m distopt.train cfg.yaml strategy=fsdp max_steps=50
+  python -m distopt.train cfg.yaml
 
 run directory (work_dir, by default runs/<name of the config>)
   config.yaml  plan.json  metrics.jsonl  tensorboard/  checkpoints/  logs/  status.json
-  The same command continues a run that was stopped.
+  The same command continues a run from its newest checkpoint.
 
 {NOTES}"""
 
@@ -48,13 +50,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: Config) -> int:
+    from distopt.checkpoint.directory import newest
     from distopt.runner import Runner
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         Runner(config).train()
     except ConfigError as error:
         return report(error.located(config.locate))
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            saved = newest(config.work_dir)
+            then = f"the same command continues from {saved}" if saved else "no checkpoint was saved yet"
+            sys.stderr.write(f"stopped by {stopped}: {then}\n")
+        return 128 + stopped.number
     return 0
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end; like KeyboardInterrupt, no error that anything should handle."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # torchrun and Slurm repeat SIGTERM: what the first one began must not be broken off by the next.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise Stopped(number)
 
 
 if __name__ == "__main__":

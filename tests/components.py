@@ -23,6 +23,32 @@ class Windows(Dataset):
         return self.windows[index]
 
 
+class Normed(nn.Module):
+    """Has running statistics; its second norm is frozen in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(9)
+        self.frozen = nn.BatchNorm1d(9).eval()
+        self.head = nn.Linear(9, 1)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.head(self.frozen(self.norm(windows.float()))).square().mean()
+
+
+class Diverging(nn.Module):
+    """Its loss is no number from the third step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.calls = 0
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.weight.sum() * (float("nan") if self.calls > 2 else 1.0)
+
+
 class NoLoss(nn.Module):
     """Forgets to return a loss."""
 

@@ -21,6 +21,7 @@ def data(**values: Any) -> dict[str, Any]:
 
 
 EMPTY = {"type": "tests.components:Windows", "length": 0}
+pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # pytest has taken stderr
 BAD = {
     "unknown key": ({"stratgy": "ddp"}, "stratgy: unknown key", "did you mean: strategy?"),
     "unknown key below": (data(batch=1), "data.batch: unknown key", "did you mean: batch_size?"),
@@ -32,6 +33,17 @@ BAD = {
     "no such module": ({"model": {"type": "nowhere.net:Net"}}, "model.type: there is no module nowhere", ""),
     "unknown argument": (change("model", widht=8), "model.widht: unknown argument", "did you mean: width?"),
     "optimizer argument": (change("optimizer", beta=1), "optimizer.beta: unknown argument", "mean: betas?"),
+    "refused by the optimizer": (
+        change("optimizer", betas=[0.9]),
+        "AdamW refuses its arguments: ",
+        '"betas": [0.9]',
+    ),
+    "no such group": (
+        {"param_scheduler": {"type": "LinearLR", "by_epoch": False, "groups": ["haed"]}},
+        "param_scheduler.0.groups.0: matches no group",
+        "default",
+    ),
+    "not a checkpoint": ({"resume": "/nowhere/step_00000001"}, "resume: no complete checkpoint", "step_NNN"),
     "missing argument": (
         {"model": {"type": "torch.nn:Linear", "in_features": 2}},
         "model.out_features: missing argument",

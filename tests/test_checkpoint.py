@@ -1,14 +1,16 @@
-"""Checkpoints: committed by a rename, matched by FQN, resumed under another world and config."""
+"""The state in a checkpoint: matched by FQN, resumed under another world and config."""
 
-import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-import yaml
 from torch.distributed.tensor import DTensor
 
-from distopt import ConfigError, build_optimizer, checkpoint, parallel
+from distopt import ConfigError, build_optimizer, parallel
+from distopt.checkpoint import directory
+from distopt.checkpoint.state import load, save
 from distopt.models import ByteGPT
 from tests.kit import run_distributed
 
@@ -19,7 +21,8 @@ CFG = {
     "weight_decay": 0.1,
     "paramwise_cfg": {"norm_decay_mult": 0, "bypass_duplicate": True},
 }
-PROGRESS = checkpoint.Progress(step=3, epoch=1, offset=24, world_size=2)
+OPTIMIZER = "AdamW"
+PROGRESS = directory.Progress(step=3, epoch=1, offset=24, world_size=2)
 
 
 def _make(strategy: str, seed: int, depth: int = 2, cfg: dict = CFG):
@@ -48,14 +51,14 @@ def _save(path: Path, strategy: str) -> dict[str, torch.Tensor]:
     """Trains 3 steps, saves, trains 2 more; the parameters at the end."""
     model, wrapped, optimizer = _make(strategy, seed=0)
     _train(wrapped, optimizer, 3)
-    checkpoint.save(path, wrapped, optimizer, PROGRESS, {"plan.json": "{}"})
+    save(path, wrapped, optimizer, PROGRESS, {"plan.json": '{"optimizer": "AdamW"}'})
     _train(wrapped, optimizer, 2)
     return _full(model)
 
 
 def _resume(path: Path, strategy: str) -> dict[str, torch.Tensor]:
     model, wrapped, optimizer = _make(strategy, seed=1)
-    checkpoint.load(path, wrapped, optimizer)
+    load(path, wrapped, optimizer, optimizer_type=OPTIMIZER)
     _train(wrapped, optimizer, 2)
     assert model.head.weight is model.embedding.weight
     return _full(model)
@@ -63,7 +66,7 @@ def _resume(path: Path, strategy: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, strategy):
-    path = checkpoint.step_directory(tmp_path, 3)
+    path = directory.step_directory(tmp_path, 3)
     uninterrupted = run_distributed(_save, path, strategy)[0]
     for resumed in run_distributed(_resume, path, strategy):
         assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
@@ -71,7 +74,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, strategy):
 
 @pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("fsdp", 4), ("single", 1)])
 def test_a_checkpoint_of_fsdp_resumes_under_another_strategy_and_world(tmp_path, strategy, world):
-    path = checkpoint.step_directory(tmp_path, 3)
+    path = directory.step_directory(tmp_path, 3)
     uninterrupted = run_distributed(_save, path, "fsdp")[0]
     for resumed in run_distributed(_resume, path, strategy, world=world):
         for name, expected in uninterrupted.items():
@@ -80,13 +83,13 @@ def test_a_checkpoint_of_fsdp_resumes_under_another_strategy_and_world(tmp_path,
 
 def _resume_with(path: Path, cfg: dict) -> list[tuple]:
     _, wrapped, optimizer = _make("fsdp", seed=1, cfg=cfg)
-    checkpoint.load(path, wrapped, optimizer)
+    load(path, wrapped, optimizer, optimizer_type=OPTIMIZER)
     _train(wrapped, optimizer, 1)
     return [(group["name"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
 
 
 def test_the_config_wins_over_the_checkpoint_also_with_other_groups(tmp_path):
-    path = checkpoint.step_directory(tmp_path, 3)
+    path = directory.step_directory(tmp_path, 3)
     run_distributed(_save, path, "fsdp")
     keys = {"embedding": {"lr_mult": 0.1}, "blocks.0": {"decay_mult": 2}}
     cfg = {**CFG, "lr": 5e-4, "paramwise_cfg": {"bypass_duplicate": True, "custom_keys": keys}}
@@ -97,97 +100,93 @@ def test_the_config_wins_over_the_checkpoint_also_with_other_groups(tmp_path):
 def _load_error(path: Path, depth: int) -> str:
     _, wrapped, optimizer = _make("ddp", seed=1, depth=depth)
     with pytest.raises(ConfigError) as error:
-        checkpoint.load(path, wrapped, optimizer)
+        load(path, wrapped, optimizer, optimizer_type=OPTIMIZER)
     return str(error.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
-    path = checkpoint.step_directory(tmp_path, 3)
+    path = directory.step_directory(tmp_path, 3)
     run_distributed(_save, path, "ddp")
     assert "blocks.1.attention_norm.weight is gone" in run_distributed(_load_error, path, 1)[0]
     assert "blocks.2.attention_norm.weight is new" in run_distributed(_load_error, path, 3)[0]
 
 
-def _rng_after_load(path: Path) -> float:
+def _draw() -> tuple[float, float, float, float]:
+    return torch.rand(1).item(), random.random(), random.gauss(0, 1), np.random.standard_normal()
+
+
+def _rng_after_load(path: Path) -> bool:
     _, wrapped, optimizer = _make("ddp", seed=7)
-    checkpoint.save(path, wrapped, optimizer, PROGRESS, {})
-    expected = torch.rand(1).item()
+    _draw()  # leaves the second of a pair of normal numbers in Python's and NumPy's state
+    save(path, wrapped, optimizer, PROGRESS, {})
+    expected = _draw()
     torch.manual_seed(99)
-    checkpoint.load(path, wrapped, optimizer)
-    return torch.rand(1).item() - expected
+    load(path, wrapped, optimizer, optimizer_type=OPTIMIZER)
+    return _draw() == expected
 
 
-def test_the_random_state_of_every_rank_is_restored(tmp_path):
-    assert run_distributed(_rng_after_load, tmp_path / "checkpoints" / "step_00000001") == [0.0, 0.0]
+def test_the_random_states_of_every_rank_are_restored(tmp_path):
+    assert run_distributed(_rng_after_load, tmp_path / "checkpoints" / "step_00000001") == [True, True]
 
 
-def test_a_checkpoint_without_its_final_name_is_never_found(tmp_path):
-    (tmp_path / "checkpoints" / "step_00000003.partial").mkdir(parents=True)
-    assert checkpoint.newest(tmp_path) is None
+def _resume_as(path: Path, cfg: dict) -> tuple[list[str], bool]:
+    """What is told, and whether the optimizer starts afresh; it trains in either case."""
+    _, wrapped, optimizer = _make("fsdp", seed=1, cfg=cfg)
+    told = load(path, wrapped, optimizer, optimizer_type=cfg["type"])
+    fresh = not optimizer.state
+    _train(wrapped, optimizer, 1)
+    return told, fresh
 
 
-def _committed(work_dir: Path, step: int) -> Path:
-    path = checkpoint.step_directory(work_dir, step)
-    path.mkdir(parents=True)
-    checkpoint.Progress(step, 0, step * 8, 2).write(path)
-    return path
+def test_another_optimizer_starts_afresh_and_that_is_told(tmp_path):
+    path = directory.step_directory(tmp_path, 3)
+    run_distributed(_save, path, "fsdp")
+    cfg = {"type": "SGD", "lr": 1e-3, "momentum": 0.9, "paramwise_cfg": {"bypass_duplicate": True}}
+    told = ["the optimizer was AdamW, is SGD: its state starts afresh"]
+    assert run_distributed(_resume_as, path, cfg) == [(told, True)] * 2
+    assert run_distributed(_resume_as, path, {**CFG, "type": "torch.optim.AdamW"}) == [([], False)] * 2
 
 
-def test_the_newest_is_the_one_with_the_most_steps(tmp_path):
-    for step in (5, 100_000_000, 20):
-        _committed(tmp_path, step)
-    assert checkpoint.newest(tmp_path) == checkpoint.step_directory(tmp_path, 100_000_000)
+class Counting(torch.optim.SGD):
+    """Keeps a plain int, as many optimizers do; stateless but for it."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["calls"] = self.state[parameter].get("calls", 0) + 1
+        return super().step(closure)
 
 
-def test_prune_keeps_the_last_and_removes_what_was_never_committed(tmp_path):
-    for step in (1, 2, 3):
-        _committed(tmp_path, step)
-    (tmp_path / "checkpoints" / "step_00000004.partial").mkdir()
-    checkpoint.prune(tmp_path, keep_last=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "step_00000002",
-        "step_00000003",
-    ]
+def _calls_after_load(path: Path) -> set[int]:
+    cfg = {"type": f"{__name__}.Counting", "lr": 1e-3, "paramwise_cfg": {"bypass_duplicate": True}}
+    _, wrapped, optimizer = _make("ddp", seed=0, cfg=cfg)
+    _train(wrapped, optimizer, 3)
+    save(path, wrapped, optimizer, PROGRESS, {})
+    _, wrapped, optimizer = _make("ddp", seed=0, cfg=cfg)
+    load(path, wrapped, optimizer, optimizer_type=OPTIMIZER)
+    return {state["calls"] for state in optimizer.state.values()}
 
 
-CONFIG = {"seed": 0, "work_dir": "a", "resume": "auto", "optimizer": {"lr": 1e-3}}
+def test_plain_numbers_of_an_optimizer_come_back_as_they_were(tmp_path):
+    assert run_distributed(_calls_after_load, tmp_path / "step_00000001") == [{3}, {3}]
 
 
-def _finished(work_dir: Path, config: dict, state: str) -> Path:
-    path = _committed(work_dir, 4)
-    (work_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    (work_dir / "status.json").write_text(json.dumps({"state": state}))
-    return path
+def _resume_frozen(path: Path, first: str, then: str) -> set[int]:
+    """The steps that the optimizer counts after one more, where another part is frozen than before."""
+    for frozen in (first, then):
+        torch.manual_seed(0)
+        model = ByteGPT(context=8, width=16, depth=2, heads=2)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen))
+        wrapped = parallel.wrap(model, "fsdp", CPU)
+        optimizer = build_optimizer(wrapped, CFG)
+        if frozen == first:
+            _train(wrapped, optimizer, 3)
+            save(path, wrapped, optimizer, PROGRESS, {})
+    assert load(path, wrapped, optimizer, optimizer_type=OPTIMIZER) == []
+    _train(wrapped, optimizer, 1)
+    return {int(state["step"]) for state in optimizer.state.values()}
 
 
-def test_a_missing_or_empty_run_directory_starts_afresh(tmp_path):
-    assert checkpoint.find_start(tmp_path / "none", "auto", CONFIG) == checkpoint.Start()
-    assert checkpoint.find_start(tmp_path, "never", CONFIG) == checkpoint.Start()
-
-
-def test_an_unfinished_run_continues(tmp_path):
-    path = _finished(tmp_path, CONFIG, "running")
-    assert checkpoint.find_start(tmp_path, "auto", CONFIG) == checkpoint.Start(path, 4)
-
-
-def test_a_finished_run_of_the_same_config_is_finished_wherever_it_lies(tmp_path):
-    _finished(tmp_path, CONFIG, "done")
-    assert checkpoint.find_start(tmp_path, "auto", {**CONFIG, "work_dir": "b"}).finished
-
-
-def test_a_finished_run_with_another_config_continues_and_names_the_differences(tmp_path):
-    _finished(tmp_path, CONFIG, "done")
-    start = checkpoint.find_start(tmp_path, "auto", {**CONFIG, "optimizer": {"lr": 3e-4}})
-    assert not start.finished
-    assert start.differences == ("optimizer.lr: 0.001 → 0.0003",)
-
-
-def test_never_refuses_a_directory_that_is_not_empty(tmp_path):
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"resume: .*not empty"):
-        checkpoint.find_start(tmp_path, "never", CONFIG)
-
-
-def test_a_path_that_holds_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"resume: no complete checkpoint"):
-        checkpoint.find_start(tmp_path / "run", str(tmp_path), CONFIG)
+def test_a_parameter_that_is_trained_only_now_starts_afresh(tmp_path):
+    assert run_distributed(_resume_frozen, tmp_path / "step_00000003", "blocks.0", "blocks.1") == [{1, 4}] * 2

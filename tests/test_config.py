@@ -199,6 +199,10 @@ def test_one_scheduler_may_stand_without_a_list(load):
     assert [entry.arguments for entry in config.param_scheduler] == [{"factor": 0.5}]
 
 
+def test_no_scheduler_may_be_written_as_null(load):
+    assert load(MINIMAL + "param_scheduler: null").param_scheduler == []
+
+
 @pytest.mark.parametrize("text", ["strategy: fsdp", "strategy: {type: fsdp}"])
 def test_a_strategy_may_be_its_type_alone(load, text):
     assert load(MINIMAL + text).strategy.type == "fsdp"

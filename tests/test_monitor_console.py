@@ -64,7 +64,7 @@ def evaluation_row(step: int) -> dict[str, Any]:
 
 RUN = f"""
 from distopt.monitor import open_console
-progress = open_console(0).progress(0, 600, {GROUPS}, {{"bigram": 2.3812}})
+progress = open_console(0).progress(600, {GROUPS}, {{"bigram": 2.3812}})
 progress.log({training_row(10)})
 progress.log({training_row(20)})
 progress.log({evaluation_row(20)})
@@ -158,6 +158,11 @@ def test_on_a_terminal_the_line_is_rewritten_and_only_evaluations_stay() -> None
         "step  20  eval/loss 1.9321  (bigram 2.3812)",
         "said by the model",
     ]
+
+
+def test_on_a_terminal_nothing_is_shown_before_the_first_row() -> None:
+    sent = run_in_terminal(100)
+    assert re.findall(r"\S+", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", " ", sent))[:2] == ["step", "10/600"]
 
 
 def test_a_terminal_keeps_its_cursor_even_from_a_run_that_is_killed() -> None:
@@ -265,6 +270,35 @@ def test_a_character_that_the_terminal_lacks_stops_nothing() -> None:
         check=True,
     )
     assert done.stdout == "0.1 ? 0\n"
+
+
+def test_a_reader_that_goes_away_stops_nothing(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from distopt.monitor import Monitor, open_console, rank_log
+console, groups = open_console(0), {GROUPS}
+with rank_log(Path(), 0, console):
+    input()
+    console.header({{"model": "ByteGPT"}})
+    console.groups(groups)
+    with Monitor(Path(), console, rank=0, first_step=0, last_step=600, groups=groups, config="") as monitor:
+        monitor.log({training_row(10)})
+    print("said by the model", flush=True)
+    console.summary(Path(), step=10, seconds=1, loss=1, evaluation={{}}, baselines={{}}, checkpoint=None)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(b"the pipe is closed\n")
+    assert (process.returncode, said) == (0, b"")
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
+    assert (tmp_path / "rank0.log").read_text().count("standard output is closed, training goes on") == 1
 
 
 def test_other_ranks_print_nothing_and_load_no_rich() -> None:

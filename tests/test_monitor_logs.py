@@ -79,6 +79,23 @@ def test_an_exception_that_passes_leaves_its_traceback(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_interruption_is_one_line_of_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: BaseException
+) -> None:
+    with pytest.raises(type(ending)), rank_log(tmp_path, 0, open_console(0)):
+        raise ending
+    last = log_text(tmp_path).splitlines()[-1]
+    assert last.endswith(f"ended by {type(ending).__name__}" + (": 3" if str(ending) else ""))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_exit_without_an_error_is_not_logged(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), rank_log(tmp_path, 0, open_console(0)):
+        raise SystemExit(0)
+    assert "SystemExit" not in log_text(tmp_path)
+
+
 def test_logging_is_as_before_once_the_log_is_closed(tmp_path: Path) -> None:
     root = logging.getLogger("distopt")
     before = (root.level, list(root.handlers), warnings.showwarning)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distopt.errors import ConfigError
 from distopt.monitor import StatusFile, read_status
 
 NEVER = 3600.0
@@ -70,10 +71,10 @@ def test_a_reader_always_finds_a_whole_file(tmp_path: Path) -> None:
 
 def test_the_last_word_stays(tmp_path: Path) -> None:
     with StatusFile(tmp_path / "status.json", step=0) as status:
-        status.update(state="preempted", step=7, reason="SIGTERM")
+        status.update(state="failed", step=7, reason="SIGTERM")
     last = read_status(tmp_path / "status.json")
     assert last is not None
-    assert (last["state"], last["step"], last["reason"]) == ("preempted", 7, "SIGTERM")
+    assert (last["state"], last["step"], last["reason"]) == ("failed", 7, "SIGTERM")
 
 
 def test_an_exception_that_passes_makes_the_run_failed(tmp_path: Path) -> None:
@@ -82,6 +83,20 @@ def test_an_exception_that_passes_makes_the_run_failed(tmp_path: Path) -> None:
     last = read_status(tmp_path / "status.json")
     assert last is not None
     assert (last["state"], last["reason"]) == ("failed", "FloatingPointError: loss is nan")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (RuntimeError("in a worker\nTraceback:\n  OSError: disk\n\n"), "RuntimeError: OSError: disk"),
+        (ConfigError("model.heads", "does not divide", given=3), "ConfigError: model.heads: does not divide"),
+    ],
+)
+def test_the_reason_is_one_line(tmp_path: Path, error: BaseException, reason: str) -> None:
+    with pytest.raises(type(error)), StatusFile(tmp_path / "status.json", step=0):
+        raise error
+    assert (read_status(tmp_path / "status.json") or {})["reason"] == reason
 
 
 def test_a_full_disk_is_reported_once_and_stops_nothing(

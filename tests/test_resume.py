@@ -8,7 +8,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distopt import ConfigError, checkpoint
+from distopt import ConfigError
+from distopt.checkpoint import directory
 from tests.kit import run_distributed
 from tests.runs import CONFIG, STEPS, losses, rows, status, train, train_alone, write_config
 
@@ -45,7 +46,7 @@ def test_another_world_and_strategy_continue_with_the_same_losses(tmp_path, stra
 
 def test_rows_and_points_after_the_checkpoint_are_not_doubled(tmp_path):
     path = interrupted(tmp_path, 7, checkpoint={"every": 4})
-    newest = checkpoint.newest(tmp_path / "run")
+    newest = directory.newest(tmp_path / "run")
     newest.rename(newest.with_suffix(".partial"))  # as if the run was killed during its last save
     run_distributed(train, path)
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, STEPS + 1))
@@ -95,6 +96,6 @@ def test_never_refuses_a_run_directory_in_use(tmp_path):
 
 def test_a_path_starts_another_run_from_a_checkpoint(tmp_path):
     train_alone(write_config(tmp_path, max_steps=4))
-    path = checkpoint.newest(tmp_path / "run")
+    path = directory.newest(tmp_path / "run")
     train_alone(write_config(tmp_path), f"resume={path}", f"work_dir={tmp_path / 'other'}")
     assert [row["step"] for row in rows(tmp_path / "other")] == list(range(5, STEPS + 1))

@@ -11,7 +11,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distopt import ConfigError, checkpoint, load_config
+from distopt import ConfigError, load_config
+from distopt.checkpoint import directory
 from distopt.models import ByteGPT
 from distopt.seeding import seed_everything
 from tests.components import Windows
@@ -108,7 +109,7 @@ def test_the_run_directory_is_complete_and_describes_itself(alone):
     assert status(alone)["state"] == "done"
     assert status(alone)["step"] == STEPS
     assert status(alone)["checkpoint"] == "checkpoints/step_00000012"
-    assert checkpoint.newest(alone) == checkpoint.step_directory(alone, STEPS)
+    assert directory.newest(alone) == directory.step_directory(alone, STEPS)
 
 
 def test_tensorboard_has_a_curve_for_each_group_by_name(alone):
@@ -182,6 +183,23 @@ def test_a_model_that_raises_leaves_a_failed_status_and_its_traceback_in_the_log
     assert status(tmp_path / "run")["state"] == "failed"
     assert "a bug in the user's model" in status(tmp_path / "run")["reason"]
     assert "Traceback" in (tmp_path / "run" / "logs" / "rank0.log").read_text()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoints_before(tmp_path):
+    path = write_config(
+        tmp_path, model={"type": "tests.components:Diverging"}, optimizer={"type": "SGD", "lr": 0.1}
+    )
+    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
+        train_alone(path, "data.micro_batch_size=16", "checkpoint.every=1")
+    assert status(tmp_path / "run")["checkpoint"] == "checkpoints/step_00000002"
+
+
+def test_a_model_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp_path):
+    from distopt import Runner
+
+    model = ByteGPT(context=8, width=8, depth=1, heads=1).eval()
+    Runner(load_config(write_config(tmp_path, max_steps=1)), model=model).train()
+    assert all(module.training for module in model.modules())
 
 
 def test_a_model_without_a_loss_is_named(tmp_path):

@@ -7,14 +7,16 @@ final name is complete: the rename is the commit.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _COMMITTED = re.compile(r"step_\d{8,}")
-PARTIAL = ".partial"
-PROGRESS = "progress.json"
+_PARTIAL = ".partial"
+_PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -29,33 +31,97 @@ class Progress:
     world_size: int
 
     def write(self, directory: Path) -> None:
-        (directory / PROGRESS).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_text(directory / _PROGRESS, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """Raises OSError or ValueError where `checkpoint` is none of ours."""
+    path = checkpoint / _PROGRESS
     try:
-        return Progress(**json.loads((checkpoint / PROGRESS).read_text()))
-    except TypeError as error:
-        raise ValueError(f"{checkpoint / PROGRESS}: {error}") from error
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not all(type(value) is int for value in asdict(progress).values()):
+        raise ValueError(f"{path}: not all values are integers")
+    return progress
 
 
 def step_directory(work_dir: Path, step: int) -> Path:
     return work_dir / "checkpoints" / f"step_{step:08d}"
 
 
-def _committed(work_dir: Path) -> list[Path]:
+def is_committed(checkpoint: Path) -> bool:
+    """Whether the name is one that a complete checkpoint has."""
+    return _COMMITTED.fullmatch(checkpoint.name) is not None
+
+
+def committed(work_dir: Path) -> list[Path]:
     """All committed checkpoints, oldest first."""
-    found = (path for path in work_dir.glob("checkpoints/step_*") if _COMMITTED.fullmatch(path.name))
+    found = filter(is_committed, work_dir.glob("checkpoints/step_*"))
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def newest(work_dir: Path) -> Path | None:
-    return next(iter(_committed(work_dir)[::-1]), None)
+    return next(reversed(committed(work_dir)), None)
+
+
+def partial_of(directory: Path) -> Path:
+    """Where a checkpoint is written before it is committed."""
+    return directory.with_name(directory.name + _PARTIAL)
+
+
+def commit(directory: Path) -> None:
+    """Gives the finished partial directory its final name; one that had the name before gives way."""
+    partial = partial_of(directory)
+    _sync(partial)
+    if directory.exists():
+        _rename_away(directory, "replaced")
+    partial.rename(directory)
+    _sync(directory.parent)
 
 
 def prune(work_dir: Path, keep_last: int) -> None:
-    """Removes all but the newest committed checkpoints, and what was never committed."""
-    stale = _committed(work_dir)[:-keep_last] + list(work_dir.glob(f"checkpoints/*{PARTIAL}"))
-    for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
+    """Removes all but the newest readable checkpoints, and what was never committed.
+
+    One that cannot be read neither counts as kept nor is removed: that is for the user to judge.
+    """
+    readable = [path for path in committed(work_dir) if _is_readable(path)]
+    for path in readable[:-keep_last]:
+        with suppress(OSError):
+            _rename_away(path, "pruned")
+    for path in work_dir.glob(f"checkpoints/step_*{_PARTIAL}"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Returns when the text is on disk."""
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Of a directory: the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_away(directory: Path, reason: str) -> None:
+    """A committed name must never stand for half a checkpoint, not even while one is deleted."""
+    away = partial_of(directory.with_name(f"{directory.name}.{reason}"))
+    remove(away)
+    directory.rename(away)
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    try:
+        read_progress(checkpoint)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distopt.checkpoint.directory import newest, read_progress
+from distopt.checkpoint import directory
 from distopt.config import document
 from distopt.errors import ConfigError
 
@@ -24,7 +24,9 @@ class Start:
     finished: bool = False
     """The run is done, with this very config."""
     differences: tuple[str, ...] = ()
-    """`optimizer.lr: 0.001 → 0.0003`, against the config that the run directory holds."""
+    """`optimizer.lr: 0.001 → 0.0003`, against the config that the checkpoint was trained with."""
+    skipped: tuple[str, ...] = ()
+    """A sentence on each newer checkpoint that cannot be read."""
 
 
 def find_start(work_dir: Path, resume: str, config: Mapping[str, Any]) -> Start:
@@ -32,33 +34,77 @@ def find_start(work_dir: Path, resume: str, config: Mapping[str, Any]) -> Start:
 
     Args:
         work_dir: The run directory; need not exist.
-        resume: `auto`, `never`, or the path of a checkpoint.
+        resume: `auto`, `never`, or the path of the checkpoint that a new run starts from. A run that has
+            checkpoints of its own continues, also with a path: the same command can be submitted again.
         config: This run's resolved config, as it would be written to config.yaml.
 
     Raises:
-        ConfigError: `never` in a directory that is not empty; a path that holds no checkpoint.
+        ConfigError: `never` in a directory that is not empty; a path that holds no checkpoint, or an
+            earlier checkpoint of this very run.
     """
     if resume == "never":
         if work_dir.exists() and any(work_dir.iterdir()):
             problem = f"work_dir {work_dir} is not empty"
             raise ConfigError("resume", problem, given="never", allowed="auto, or another work_dir")
         return Start()
-    checkpoint = newest(work_dir) if resume == "auto" else Path(resume)
+    own, skipped = _newest_readable(work_dir)
+    origin = None if resume == "auto" else Path(resume).expanduser()
+    if origin is not None:
+        _check_not_earlier(origin, own, work_dir)
+    checkpoint = own or origin
     if checkpoint is None:
-        return Start()
-    try:
-        step = read_progress(checkpoint).step
-    except (OSError, ValueError) as error:
-        problem = f"no complete checkpoint: {error}"
-        raise ConfigError(
-            "resume", problem, given=str(checkpoint), allowed="…/checkpoints/step_NNNNNNNN"
-        ) from error
-    previous = _read_yaml(work_dir / "config.yaml")
-    differences = tuple(_differences(previous, config)) if previous else ()
-    finished = (
-        resume == "auto" and not differences and _read_json(work_dir / "status.json").get("state") == "done"
+        return Start(skipped=skipped)
+    step = _step_of(checkpoint)
+    last_config = _read_yaml(work_dir / "config.yaml")
+    trained_with = _read_yaml(checkpoint / "config.yaml") or last_config
+    done = own is not None and not skipped and _read_json(work_dir / "status.json").get("state") == "done"
+    return Start(
+        checkpoint,
+        step,
+        finished=done and bool(last_config) and not any(_differences(last_config, config)),
+        differences=tuple(_differences(trained_with, config)) if trained_with else (),
+        skipped=skipped,
     )
-    return Start(checkpoint, step, finished, differences)
+
+
+def _newest_readable(work_dir: Path) -> tuple[Path | None, tuple[str, ...]]:
+    skipped: list[str] = []
+    for checkpoint in reversed(directory.committed(work_dir)):
+        try:
+            directory.read_progress(checkpoint)
+        except (OSError, ValueError) as error:
+            skipped.append(f"{checkpoint} is passed over, it cannot be read: {error}")
+        else:
+            return checkpoint, tuple(skipped)
+    return None, tuple(skipped)
+
+
+def _check_not_earlier(origin: Path, own: Path | None, work_dir: Path) -> None:
+    """Raises ConfigError where going back to `origin` would silently be no going back at all."""
+    if own is None or origin.resolve().parent != (work_dir / "checkpoints").resolve():
+        return
+    if origin.resolve() != own.resolve():
+        raise ConfigError(
+            "resume",
+            f"this run is already at {own.name}: it would undo later checkpoints",
+            given=str(origin),
+            allowed="another work_dir; or remove the later checkpoints",
+        )
+
+
+def _step_of(checkpoint: Path) -> int:
+    problem = "it was never completed, or is none"
+    try:
+        if directory.is_committed(checkpoint):
+            return directory.read_progress(checkpoint).step
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise ConfigError(
+        "resume",
+        f"no complete checkpoint: {problem}",
+        given=str(checkpoint),
+        allowed="…/checkpoints/step_NNNNNNNN",
+    )
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -80,7 +126,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

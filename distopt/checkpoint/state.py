@@ -1,12 +1,9 @@
-"""The state of a run as named tensors: saved and loaded by torch.distributed.checkpoint.
-
-Optimizer state is stored by FQN, without groups and without hyper-parameters: what a group is called, or
-which weight decay it has, is the config's to say, also on a resume.
-"""
+"""The state of a run as named tensors: saved and loaded by torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from distopt.checkpoint.directory import PARTIAL, Progress
+from distopt.checkpoint import optimizer_state, rng
+from distopt.checkpoint.directory import Progress, commit, partial_of, remove, write_text
+from distopt.checkpoint.reader import TensorReader
 from distopt.errors import ConfigError
 
-State = dict[str, dict[str, Any]]
+_OPTIMIZER_VALUES = "optimizer.json"
 
 
 def save(
@@ -38,98 +37,95 @@ def save(
         model: As trained: wrapped, sharded.
         optimizer: Whose groups have `param_names`.
         progress: How far the run is.
-        documents: Further text files, name → content.
-    """
-    partial = directory.with_name(directory.name + PARTIAL)
-    rank = dist.get_rank()
-    state = {
-        "model": get_model_state_dict(model),
-        "optim": _optimizer_state(optimizer),
-        "rng": {str(rank): _rng_state()},
-    }
-    state_dict_saver.save(state, checkpoint_id=partial)
-    if rank == 0:
-        progress.write(partial)
-        for name, content in documents.items():
-            (partial / name).write_text(content)
-        partial.rename(directory)
-    dist.barrier()
-
-
-def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restores what `save` wrote, into a model and optimizer of any world size.
+        documents: Further text files, name → content; `plan.json` tells `load` the optimizer's type.
 
     Raises:
-        ConfigError: Where the checkpoint is of a model with other parameters.
+        OSError: On every rank, where one could not write; nothing is left behind.
+        ConfigError: Where the model's state is not all tensors.
     """
-    stored = FileSystemReader(directory).read_metadata().state_dict_metadata
-    model_state = get_model_state_dict(model)
-    _check_same_model(model_state, stored, directory)
-    state: State = {"model": model_state, "optim": _empty_optimizer_state(optimizer, stored)}
-    rank = str(dist.get_rank())
-    if f"rng.{rank}.cpu" in stored:
-        state["rng"] = {rank: _rng_state()}
-    state_dict_loader.load(state, checkpoint_id=directory)
+    partial, rank = partial_of(directory), dist.get_rank()
+    tensors, values = optimizer_state.split(optimizer)
+    documents = {**documents, _OPTIMIZER_VALUES: json.dumps(values)}
+    state = {"model": _model_state(model), "optim": tensors, "rng": {str(rank): rng.capture()}}
+
+    def write_documents() -> None:
+        progress.write(partial)
+        for name, content in documents.items():
+            write_text(partial / name, content)
+        commit(directory)
+
+    if rank == 0:
+        remove(partial)  # of a run that was killed, perhaps with more ranks
+    dist.barrier()
+    cause = _cause_of_failure(lambda: state_dict_saver.save(state, checkpoint_id=partial))
+    if rank == 0 and cause is None:
+        cause = _cause_of_failure(write_documents)
+    causes: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(causes, cause)
+    for cause in filter(None, causes):
+        if rank == 0:
+            remove(partial)
+        raise OSError(f"{directory}: the checkpoint could not be written: {cause}")
+
+
+def load(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, optimizer_type: str
+) -> list[str]:
+    """Restores what `save` wrote, into a model and optimizer of any world size.
+
+    Returns:
+        Sentences on what could not be restored; normally none.
+
+    Raises:
+        ConfigError: Where the checkpoint is of a model with other parameters, cannot be read, or holds
+            anything but tensors.
+    """
+    reader = TensorReader(directory)
+    stored = reader.entries()
+    state: dict[str, Any] = {"model": _model_state(model)}
+    _check_same_model(state["model"], stored, directory)
+    last_type = _read_json(directory / "plan.json").get("optimizer", optimizer_type)
+    same_optimizer = _short(last_type) == _short(optimizer_type)
+    if same_optimizer:
+        state["optim"] = optimizer_state.empty(optimizer, stored)
+    own_rng = f"rng.{dist.get_rank()}."
+    random_state = {
+        key.removeprefix(own_rng): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in stored.items()
+        if key.startswith(own_rng)
+    }
+    state["rng"] = {str(dist.get_rank()): random_state}
+    try:
+        state_dict_loader.load(state, storage_reader=reader)
+    except CheckpointException as error:
+        raise ConfigError("resume", f"{directory} cannot be read: {_first_line(error)}") from error
     set_model_state_dict(model, state["model"])
-    _set_optimizer_state(optimizer, state["optim"])
-    if "rng" in state:
-        _set_rng_state(state["rng"][rank])
+    rng.restore(random_state)
+    if not same_optimizer:
+        return [f"the optimizer was {last_type}, is {optimizer_type}: its state starts afresh"]
+    optimizer_state.restore(optimizer, state["optim"], _read_json(directory / _OPTIMIZER_VALUES))
+    return []
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """FQN → the state of that parameter (`exp_avg`, `step`, …)."""
-    named = _named_parameters(optimizer)
-    return {
-        fqn: dict(optimizer.state[parameter])
-        for fqn, parameter in named.items()
-        if parameter in optimizer.state
-    }
-
-
-def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """In the order in which `Optimizer.state_dict` numbers them."""
-    return {
-        fqn: parameter
-        for group in optimizer.param_groups
-        for fqn, parameter in zip(group["param_names"], group["params"], strict=True)
-    }
-
-
-def _empty_optimizer_state(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors to load into, laid out like the live parameters: a new optimizer has no state yet."""
-    named = _named_parameters(optimizer)
-    state: dict[str, Any] = {}
-    for key, metadata in stored.items():
-        fqn, _, name = key.removeprefix("optim.").rpartition(".")
-        if not key.startswith("optim.") or fqn not in named:
-            continue
-        parameter = named[fqn]
-        value: Any = None
-        if isinstance(metadata, TensorStorageMetadata):
-            dtype = metadata.properties.dtype
-            if metadata.size == parameter.shape:
-                value = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-            else:
-                value = torch.zeros(metadata.size, dtype=dtype)
-        state.setdefault(fqn, {})[name] = value
+def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    state: dict[str, Any] = get_model_state_dict(model)
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            problem = f"{name} of its state_dict is not a tensor, and could not be restored safely"
+            raise ConfigError("model", problem, given=type(value).__name__)
     return state
 
 
-def _set_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Tensors from the checkpoint; groups, and so every hyper-parameter, as the config has them."""
-    whole = optimizer.state_dict()
-    whole["state"] = {i: state[fqn] for i, fqn in enumerate(_named_parameters(optimizer)) if fqn in state}
-    optimizer.load_state_dict(whole)
-
-
-def _check_same_model(model_state: Mapping[str, Any], stored: Mapping[str, Any], directory: Path) -> None:
+def _check_same_model(
+    model_state: Mapping[str, torch.Tensor], stored: Mapping[str, TensorStorageMetadata], directory: Path
+) -> None:
     saved = {key.removeprefix("model."): value for key, value in stored.items() if key.startswith("model.")}
     differences = [f"{name} is new" for name in model_state if name not in saved]
     differences += [f"{name} is gone" for name in saved if name not in model_state]
     differences += [
         f"{name} was {tuple(saved[name].size)}, is {tuple(value.shape)}"
         for name, value in model_state.items()
-        if isinstance(saved.get(name), TensorStorageMetadata) and saved[name].size != value.shape
+        if name in saved and saved[name].size != value.shape
     ]
     if differences:
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -140,14 +136,31 @@ def _check_same_model(model_state: Mapping[str, Any], stored: Mapping[str, Any],
         )
 
 
-def _rng_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+def _cause_of_failure(write: Callable[[], object]) -> str | None:
+    try:
+        write()
+    except (CheckpointException, OSError) as error:
+        return _first_line(error)
+    return None
 
 
-def _set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+def _first_line(error: BaseException) -> str:
+    """What went wrong on the first rank that failed."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _short(optimizer_type: str) -> str:
+    return optimizer_type.removeprefix("torch.optim.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError("resume", f"{path} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}

@@ -28,5 +28,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=summary)
     if argv:
         parser.parse_args(argv)
-    parser.print_help()
+    parser.print_help(sys.stderr)
     return 2

@@ -12,8 +12,9 @@ overrides
   set single keys of the config, in YAML, by their dotted name. List items have an index.
 
 exit status
-  0  finished, or stopped early with a complete checkpoint
+  0  finished
   2  the input is wrong: one message says where, what was given and what is allowed
+  130, 143  stopped by Ctrl-C or SIGTERM: the same command continues from the newest checkpoint
   anything else is a fault, with its traceback
 """
 
@@ -24,6 +25,8 @@ def config_parser(prog: str, description: str, epilog: str) -> ArgumentParser:
         prog, description=description, epilog=epilog, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="cfg.yaml", help="what to train, and how")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of the config")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="set a key of the config"
+    )
     parser.add_argument("--version", action="version", version=f"distopt {__version__}")
     return parser

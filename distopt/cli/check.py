@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from distopt.cli.arguments import NOTES, config_parser
 from distopt.cli.exit import report
+from distopt.cli.wording import counted
 from distopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 DESCRIPTION = "Looks for mistakes in a config, without training and without writing anything."
 EPILOG = f"""\
 examples
-  distopt check configs/quickstart.yaml
-  distopt check configs/quickstart.yaml --full --nproc 8 strategy=fsdp
+  distopt check cfg.yaml
+  distopt check cfg.yaml --full --nproc 8 strategy=fsdp
 
 {NOTES}"""
 
@@ -60,6 +61,6 @@ def _count(text: str) -> int:
 
 def _describe(layout: BatchLayout) -> str:
     return (
-        f"batch: {layout.batch_size} samples = {layout.world} ranks × {layout.micro_batch_size}"
-        f" × {layout.accumulation} micro-steps"
+        f"batch: {counted(layout.batch_size, 'sample')} = {counted(layout.world, 'rank')}"
+        f" × {layout.micro_batch_size} × {counted(layout.accumulation, 'micro-step')}"
     )

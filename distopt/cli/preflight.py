@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from distopt import registry
+from distopt.checkpoint.resume import find_start
 from distopt.config import Config, batch_layout
 from distopt.errors import ConfigError, collecting, raise_all
 from distopt.schedule import check_types
@@ -31,7 +32,7 @@ def preflight(config: Config, world: int | None) -> None:
     with collecting(errors):
         _check_work_dir(config.work_dir)
     with collecting(errors):
-        _check_resume(config.resume)
+        find_start(config.work_dir, config.resume, config.to_dict())
     with collecting(errors):
         check_types(config.param_scheduler)
     if world:
@@ -47,14 +48,12 @@ def _check_work_dir(work_dir: Path) -> None:
         existing = next(path for path in (work_dir, *work_dir.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
+    except FileNotFoundError:  # how a file system of the kernel's says no
+        raise ConfigError("work_dir", f"nothing can be created in {existing}", given=str(work_dir)) from None
     except OSError as error:
         raise ConfigError(
             "work_dir", f"cannot be written: {existing}: {error.strerror}", given=str(work_dir)
         ) from None
-
-
-def _check_resume(resume: str) -> None:
-    if resume not in ("auto", "never") and not Path(resume).exists():
-        raise ConfigError(
-            "resume", "no such checkpoint", given=resume, allowed="auto, never, or the path of a checkpoint"
-        )
+    for path in (work_dir / name for name in ("checkpoints", "logs", "tensorboard")):
+        if path.exists() and not path.is_dir():
+            raise ConfigError("work_dir", f"{path} is not a directory", given=str(work_dir))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,13 @@ class Positions:
 
     def locate(self, key: str) -> str | None:
         """The `file:line` of a dotted key or, where there is no such key, of the nearest one above it."""
-        by_key = {dotted(path): position for path, position in self.by_path.items()}
-        while key and key not in by_key:
+        while key and key not in self._by_key:
             key = key.rpartition(".")[0]
-        return by_key.get(key)
+        return self._by_key.get(key)
+
+    @cached_property
+    def _by_key(self) -> dict[str, str]:
+        return {dotted(path): position for path, position in self.by_path.items()}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from distopt.config.document import Positions, dump
 from distopt.config.optimizer import OptimizerConfig
@@ -113,16 +113,34 @@ class LogConfig(Section):
     """Optimizer steps between rows of metrics."""
 
 
+def _with_home(value: Any) -> Any:
+    if value == "":
+        raise ConfigError("", "wrong value", given=value, allowed="text that is not empty")
+    try:
+        return Path(value).expanduser() if isinstance(value, str | Path) else value
+    except RuntimeError:
+        raise ConfigError("", "there is no such home directory", given=str(value)) from None
+
+
+def _as_list(value: Any) -> Any:
+    """None, one mapping or a list → a list."""
+    if value is None or isinstance(value, dict):
+        return [value] if value else []
+    if not isinstance(value, list):
+        raise ConfigError("", "wrong type", given=value, allowed="a mapping or a list of them")
+    return value
+
+
 class Config(Section):
     """A whole run."""
 
-    work_dir: Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+    work_dir: Annotated[Path, Field(strict=False), BeforeValidator(_with_home)]
     """The run directory: logs, metrics and checkpoints; by default runs/<name of the config file>."""
 
     resume: Text = "auto"
     """auto: continue what work_dir holds. never: work_dir must be empty. Or the path of a checkpoint."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 2**20)] = 0
     """Of the initial weights, the order of the data and all other randomness."""
 
     deterministic: bool = False
@@ -157,9 +175,7 @@ class Config(Section):
     optimizer: OptimizerConfig
     """The optimizer and its parameter groups."""
 
-    param_scheduler: Annotated[
-        list[SchedulerConfig], BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
-    ] = Field(default_factory=list)
+    param_scheduler: Annotated[list[SchedulerConfig], BeforeValidator(_as_list)] = Field(default_factory=list)
     """How lr and other options of the groups change over time; one mapping or a list. Factors multiply."""
 
     clip_grad: ClipGradConfig | None = None

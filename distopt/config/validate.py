@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from distopt.config.document import KeyPath, dotted
-from distopt.config.section import Section
+from distopt.config.section import OpenSection, Section
 from distopt.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _VALUES = {
     "finite_number": "a finite number",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le} or less",
     "string_too_short": "text that is not empty",
     "too_short": "a list that is not empty",
 }
@@ -59,11 +60,8 @@ def _explain(section: type[Section], data: object, error: ValidationError) -> li
     places: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         places.setdefault(_path(data, detail), []).append(detail)
-    return [
-        _describe(section, path, details)
-        for path, details in places.items()
-        if not any(other[: len(path)] == path for other in places if other != path)
-    ]
+    above = {path[:length] for path in places for length in range(len(path))}
+    return [_describe(section, path, details) for path, details in places.items() if path not in above]
 
 
 def _path(data: Any, detail: ErrorDetails) -> KeyPath:
@@ -91,13 +89,16 @@ def _describe(section: type[Section], path: KeyPath, details: list[ErrorDetails]
         key,
         "wrong type" if all(detail["type"] in _TYPES for detail in details) else "wrong value",
         given=first["input"],
-        allowed=" or ".join(_allowed(detail) for detail in details),
+        allowed=" or ".join(_allowed(section, detail) for detail in details),
         suggestion=_suggestion(first),
     )
 
 
-def _allowed(detail: ErrorDetails) -> str:
-    kind, context = detail["type"], detail.get("ctx", {})
+def _allowed(section: type[Section], detail: ErrorDetails) -> str:
+    kind, context, given = detail["type"], detail.get("ctx", {}), detail["input"]
+    is_open = kind == "model_type" and issubclass(_section_at(section, detail["loc"]), OpenSection)
+    if is_open and isinstance(given, str):
+        return f"a mapping: {{type: {given}, …}}"
     if kind == "literal_error":
         return str(context["expected"]).replace("'", "").replace("False", "false")
     return _TYPES.get(kind) or _VALUES.get(kind, detail["msg"]).format(**context)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import shlex
 import shutil
 import sys
@@ -32,21 +30,12 @@ def open_console(rank: int) -> Console:
 
 
 class Console:
-    """Prints what a run has to say. Colours follow the terminal and `NO_COLOR`."""
+    """Prints what a run has to say."""
 
     def __init__(self) -> None:
-        from rich.console import Console as RichConsole
+        from distopt.monitor.output import Output
 
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A character that the terminal's encoding lacks must not stop the training.
-            sys.stdout.reconfigure(errors="replace")
-        # rich alone would keep bold and dim under NO_COLOR.
-        self._out = RichConsole(
-            highlight=False,
-            markup=False,
-            emoji=False,
-            color_system=None if os.environ.get("NO_COLOR") else "auto",
-        )
+        self._out = Output()
 
     def header(self, facts: Mapping[str, str]) -> None:
         """What will be trained, how and where: a label and a text a line."""
@@ -72,7 +61,6 @@ class Console:
 
     def progress(
         self,
-        first_step: int,
         last_step: int,
         groups: Sequence[Mapping[str, Any]],
         baselines: Mapping[str, float],
@@ -80,14 +68,13 @@ class Console:
         """The line that a run's rows are shown in.
 
         Args:
-            first_step: Optimizer steps done before.
             last_step: Where the run ends.
             groups: `plan.to_dict()["groups"]`; the largest one's lr is shown.
             baselines: Losses to compare the evaluation's with.
         """
         from distopt.monitor.progress import Progress
 
-        return Progress(self._out, first_step, last_step, largest_group(groups), baselines)
+        return Progress(self._out, last_step, largest_group(groups), baselines)
 
     def summary(
         self,

@@ -17,7 +17,7 @@ from distopt.monitor.console import Console
 
 @contextmanager
 def rank_log(directory: Path, rank: int, console: Console) -> Iterator[None]:
-    """Sends the loggers below `distopt`, Python's warnings and a passing exception to this rank's file.
+    """Sends the loggers below `distopt`, Python's warnings and what ended the run to this rank's file.
 
     Warnings go to the console as well, as one line: on rank 0 alone, since the others' console is silent.
 
@@ -42,6 +42,10 @@ def rank_log(directory: Path, rank: int, console: Console) -> Iterator[None]:
         yield
     except Exception as error:
         ours.exception("stopped by %s", type(error).__name__)
+        raise
+    except BaseException as error:  # Ctrl-C, an exit: nothing that a traceback would explain
+        if not (isinstance(error, SystemExit) and not error.code):
+            ours.info("ended by %s", ": ".join(filter(None, (type(error).__name__, str(error)))))
         raise
     finally:
         for handler in handlers:

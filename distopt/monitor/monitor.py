@@ -59,7 +59,7 @@ class Monitor:
             tensorboard = TensorBoard(work_dir / "tensorboard", first_step)
             tensorboard.describe(config, groups)
             self._sinks = {
-                "the console": console.progress(first_step, last_step, groups, baselines or {}),
+                "the console": console.progress(last_step, groups, baselines or {}),
                 "metrics.jsonl": JsonLines(work_dir / "metrics.jsonl", first_step),
                 "tensorboard": tensorboard,
             }

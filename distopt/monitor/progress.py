@@ -18,7 +18,6 @@ class Progress:
 
     Args:
         console: rich's, on standard output.
-        first_step: Optimizer steps done before.
         last_step: Where the run ends.
         lr_group: The group whose lr is shown.
         baselines: Losses to compare the evaluation's with.
@@ -27,7 +26,6 @@ class Progress:
     def __init__(
         self,
         console: Console,
-        first_step: int,
         last_step: int,
         lr_group: str,
         baselines: Mapping[str, float],
@@ -36,13 +34,14 @@ class Progress:
         self._last_step = last_step
         self._lr_group = lr_group
         self._baselines = baselines
-        self._live = _live(console, f"step {first_step}/{last_step}") if _rewritable(console) else None
+        self._rewrites = _rewritable(console)
+        self._live: Live | None = None
 
     def log(self, row: Mapping[str, Any]) -> None:
         if "eval" in row:
             self._console.print("  ".join(self._evaluation(row)), soft_wrap=True)
-        elif self._live is not None:
-            self._live.update(_one_line(self._training(row), self._console.width), refresh=True)
+        elif self._rewrites:
+            self._rewrite(_one_line(self._training(row), self._console.width))
         else:
             self._console.print("  ".join(self._training(row)), soft_wrap=True)
 
@@ -52,6 +51,11 @@ class Progress:
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def _rewrite(self, line: Text) -> None:
+        if self._live is None:
+            self._live = _live(self._console)
+        self._live.update(line, refresh=True)
 
     def _training(self, row: Mapping[str, Any]) -> list[str]:
         parts = [f"step {row['step']:>{len(str(self._last_step))}}/{self._last_step}"]
@@ -86,16 +90,15 @@ def _one_line(parts: list[str], width: int) -> Text:
     return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
 
 
-def _live(console: Console, line: str) -> Live:
+def _live(console: Console) -> Live:
     # Refreshed by rows alone: a thread of rich's would take its turns between the steps.
     live = Live(
-        _one_line([line], console.width),
         console=console,
         auto_refresh=False,
         transient=True,
         redirect_stderr=sys.stderr.isatty(),
     )
-    live.start(refresh=True)
+    live.start()
     # A process that is killed would leave the terminal without a cursor.
     console.show_cursor(True)
     return live

@@ -7,13 +7,14 @@ import logging
 import os
 import socket
 import threading
-import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-State = Literal["running", "done", "preempted", "failed"]
+from distopt.errors import ConfigError
+
+State = Literal["running", "done", "failed"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class StatusFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._fields["state"] == "running":
-            self.update(state="failed", reason=traceback.format_exception_only(error)[-1].strip())
+            self.update(state="failed", reason=_reason(error))
         self.close()
 
     def _beat(self, seconds: float) -> None:
@@ -97,6 +98,14 @@ class StatusFile:
                 if not self._warned:
                     logger.warning("%s cannot be written, training goes on: %s", self._path, error)
                 self._warned = True
+
+
+def _reason(error: BaseException) -> str:
+    """`TypeError: text` in one line: the last, where what a traceback holds ends in what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A ConfigError begins with what is wrong, and goes on with what would be right.
+    line = lines[:1] if isinstance(error, ConfigError) else lines[-1:]
+    return ": ".join([type(error).__name__, *line])
 
 
 def read_status(path: Path) -> dict[str, Any] | None:

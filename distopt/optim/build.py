@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,22 +84,22 @@ def try_optimizer(plan: Plan, cfg: Mapping[str, Any] | OptimizerConfig) -> torch
         ConfigError: The optimizer's class refuses its arguments, or the options of a group.
     """
     config = _validated(cfg)
-    groups = []
-    for group in plan.groups:
+    stand_ins = [torch.zeros([1] * max(len(entry.shape) for entry in group.entries)) for group in plan.groups]
+    _construct(config, stand_ins)
+    for group, stand_in in zip(plan.groups, stand_ins, strict=True):
         # As arguments, for the class checks only those: what stands in a group it takes as it is.
-        stand_in = torch.zeros([1] * max(len(entry.shape) for entry in group.entries), requires_grad=True)
-        _construct(config, [{"params": [stand_in]}], group)
-        groups.append({"params": [stand_in], "name": group.name, **group.options})
-    return _construct(config, groups)
+        _construct(config, [stand_in], tried=group)
+    named = zip(plan.groups, stand_ins, strict=True)
+    return _construct(config, [{"params": [s], "name": group.name, **group.options} for group, s in named])
 
 
 def _construct(
-    config: OptimizerConfig, groups: list[dict[str, Any]], tried: Group | None = None
+    config: OptimizerConfig, params: Sequence[torch.Tensor | dict[str, Any]], tried: Group | None = None
 ) -> torch.optim.Optimizer:
     optimizer = registry.resolve(config.type, "optimizer", "optimizer.type")
     options = dict(tried.options) if tried else {}
     try:
-        built: torch.optim.Optimizer = optimizer(groups, **{**config.arguments, **options})
+        built: torch.optim.Optimizer = optimizer(params, **{**config.arguments, **options})
     except Exception as error:  # torch's own classes raise IndexError for `betas: [0.9]`
         of_group = f" for group {tried.name}" if tried else ""
         problem = f"{config.type} refuses its arguments{of_group}: {type(error).__name__}: {error}"

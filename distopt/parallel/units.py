@@ -29,7 +29,7 @@ def _repeated_blocks(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Mod
     """Children of one container that are of one class and have children themselves, as (path, module)."""
     children = {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
     counts = Counter(type(child) for child in children.values())
-    is_container = isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict)
+    is_container = isinstance(module, nn.ModuleList | nn.Sequential)
     for child_path, child in children.items():
         is_block = any(True for _ in child.children()) and any(True for _ in child.parameters())
         if is_container and is_block and counts[type(child)] > 1:

@@ -32,7 +32,9 @@ def wrap(model: nn.Module, strategy: Literal["single", "ddp", "fsdp"], device: t
     model.to(device)
     if strategy == "ddp":
         device_ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        replica = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        replica.broadcast_buffers = False  # as under FSDP2: see average_buffers
+        return replica
     return model
 
 

@@ -141,6 +141,7 @@ class Browser:
             AssertionError: They did not all appear within `timeout` seconds; has the text that did.
         """
         self._ask("Page.navigate", url="about:blank")  # a URL that differs in its #part alone loads nothing
+        self._loading.clear()  # what the page that is left still waited for
         self._ask("Page.navigate", url=url)
         script = _READ % (json.dumps(words), timeout * 1000)
         answer = self._ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -156,10 +157,14 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         """Save the page as a PNG once no data is on its way and ten pictures in a row are the same."""
         last, same = "", 0
-        while same < 10:
+        for _ in range(500):
             picture = self._ask("Page.captureScreenshot")["data"]
             same = same + 1 if picture == last and not self._loading else 0
             last = picture
+            if same == 10:
+                break
+        else:
+            raise AssertionError(f"the page does not come to rest; it waits for {self._loading or 'nothing'}")
         path.write_bytes(base64.b64decode(last))
 
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def test_a_tab_has_a_chart_for_each_group(tab: str, url: str, browser: Browser, 
 
 
 def test_one_custom_chart_has_every_group(url: str, browser: Browser, tmp_path: Path) -> None:
+    browser.read(f"{url}#timeseries", "lr/default")  # and away from it, while it still loads
     browser.read(f"{url}#custom_scalars", "optim", "Matches (3)", *(f"lr/{group}" for group in GROUPS))
     browser.click(".toggle-matches-button")
     browser.screenshot(tmp_path / "custom_scalars.png")

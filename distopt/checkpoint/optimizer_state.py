@@ -1,0 +1,64 @@
+"""The state of an optimizer by FQN, without groups and without hyper-parameters.
+
+What a group is called, or which weight decay it has, is the config's to say, also on a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+ByFqn = dict[str, dict[str, Any]]
+"""FQN → the state of that parameter (`exp_avg`, `step`, …)."""
+
+
+def split(optimizer: torch.optim.Optimizer) -> tuple[ByFqn, ByFqn]:
+    """The state's tensors, and its plain values (some optimizers count their steps in an int)."""
+    tensors: ByFqn = {}
+    values: ByFqn = {}
+    for fqn, parameter in _named_parameters(optimizer).items():
+        for name, value in optimizer.state.get(parameter, {}).items():
+            part = tensors if isinstance(value, torch.Tensor) else values
+            part.setdefault(fqn, {})[name] = value
+    return tensors, values
+
+
+def empty(optimizer: torch.optim.Optimizer, stored: Mapping[str, TensorStorageMetadata]) -> ByFqn:
+    """Tensors to load into, laid out like the live parameters: a new optimizer has no state yet."""
+    named = _named_parameters(optimizer)
+    state: ByFqn = {}
+    for key, metadata in stored.items():
+        fqn, _, name = key.removeprefix("optim.").rpartition(".")
+        if not key.startswith("optim.") or fqn not in named:
+            continue
+        parameter, dtype = named[fqn], metadata.properties.dtype
+        if metadata.size == parameter.shape:
+            value = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        else:
+            value = torch.zeros(metadata.size, dtype=dtype)
+        state.setdefault(fqn, {})[name] = value
+    return state
+
+
+def restore(optimizer: torch.optim.Optimizer, tensors: ByFqn, values: ByFqn) -> None:
+    """Sets the state; groups, and so every hyper-parameter, stay as the config has them."""
+    whole = optimizer.state_dict()
+    whole["state"] = {
+        i: {**tensors.get(fqn, {}), **values.get(fqn, {})}
+        for i, fqn in enumerate(_named_parameters(optimizer))
+        if fqn in tensors or fqn in values
+    }
+    optimizer.load_state_dict(whole)
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """In the order in which `Optimizer.state_dict` numbers them."""
+    return {
+        fqn: parameter
+        for group in optimizer.param_groups
+        for fqn, parameter in zip(group["param_names"], group["params"], strict=True)
+    }

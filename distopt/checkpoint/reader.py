@@ -1,0 +1,79 @@
+"""Reads checkpoints without running what is in them.
+
+torch reads a checkpoint's `.metadata` by plain pickle, and its entries that are not tensors by
+`torch.load(weights_only=False)`: either would run whatever a file from elsewhere says. Here only the few
+types that torch writes into `.metadata` are admitted, and only entries that are tensors.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+from distopt.errors import ConfigError
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_ADMITTED = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(
+        (_METADATA, name)
+        for name in (
+            "ChunkStorageMetadata",
+            "TensorStorageMetadata",
+            "BytesStorageMetadata",
+            "TensorProperties",
+            "_MEM_FORMAT_ENCODING",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+        )
+    ),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # as Python 3.13 spells it
+}
+
+
+class TensorReader(FileSystemReader):
+    """torch's reader, for checkpoints that nobody vouches for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Raises ConfigError for whatever is not a checkpoint of tensors."""
+        path = self._get_metadata_path(kwargs.get("rank"))
+        try:
+            with self.fs.create_stream(path, "rb") as file:
+                metadata = _Unpickler(file).load()
+        except Exception as error:  # a broken pickle may raise anything
+            raise _refusal(f"{path} cannot be read: {error}") from error
+        if not isinstance(metadata, Metadata):
+            raise _refusal(f"{path} is no metadata of a checkpoint")
+        for key, entry in metadata.state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                raise _refusal(f"{path}: {key} is not a tensor")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    def entries(self) -> dict[str, TensorStorageMetadata]:
+        """The tensors of the checkpoint: dotted key → size, dtype and chunks."""
+        return cast("dict[str, TensorStorageMetadata]", self.read_metadata().state_dict_metadata)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ADMITTED or (module == "torch" and _is_dtype(name)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in it, and is not run")
+
+
+def _is_dtype(name: str) -> bool:
+    return isinstance(vars(torch).get(name), torch.dtype)
+
+
+def _refusal(problem: str) -> ConfigError:
+    return ConfigError("resume", problem, allowed="a checkpoint that distopt wrote")

@@ -1,0 +1,37 @@
+"""Standard output as rich writes it, in a way that no reader's whim can end the training."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+
+from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+
+class Output(Console):
+    """rich's console without markup. Colours follow the terminal and `NO_COLOR`."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A character that the terminal's encoding lacks must not stop the training.
+            sys.stdout.reconfigure(errors="replace")
+        super().__init__(
+            highlight=False,
+            markup=False,
+            emoji=False,
+            # rich alone would keep bold and dim under NO_COLOR.
+            color_system=None if os.environ.get("NO_COLOR") else "auto",
+        )
+
+    def on_broken_pipe(self) -> None:
+        """Falls silent where the reader has gone (`… | head`); rich's own way is to exit."""
+        self.quiet = True
+        # What is buffered still, and what the user's code prints, has to go somewhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        logger.warning("standard output is closed, training goes on")
