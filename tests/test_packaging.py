@@ -30,7 +30,7 @@ PINS = {
     if version
 }
 
-ENTRY = {"train", "cli"}
+ENTRY = {"train", "cli", "__main__"}
 ROOMS = {"optim", "schedule", "parallel", "data", "models", "checkpoint", "monitor"}
 GROUND = {"names", "comm", "registry", "config", "errors"}
 
