@@ -245,8 +245,8 @@ class Runner:
                 "data": f"{config.data.train.type}, {len(self.train_data):,} samples",  # type: ignore[arg-type]
                 "world": f"{self.world.size} × {self.device.type} ({backend}){launched}",
                 "strategy": f"{config.strategy.type}, {config.precision}",
-                "batch": f"{layout.batch_size} = {layout.world} (ranks) × {layout.micro_batch_size} (per forward)"
-                f" × {layout.accumulation} (accumulated)",
+                "batch": f"{layout.batch_size} = {layout.world} (ranks) ×"
+                f" {layout.micro_batch_size} (per forward) × {layout.accumulation} (accumulated)",
                 "steps": f"{self.max_steps:,} ({self.max_steps / self.steps_per_epoch:.3g} epochs)",
                 "work_dir": str(config.work_dir),
                 "start": f"step {self.step}, from {self.start.checkpoint.name}"
