@@ -115,6 +115,7 @@ class Runner:
         )
         self.wrapped = parallel.wrap(self.model, config.strategy.type, self.device)
         self.optimizer = build_optimizer(self.wrapped, config.optimizer, self.plan)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.schedule = build_schedule(
             self.optimizer, config.param_scheduler, self.steps_per_epoch, self.max_steps
         )
@@ -172,11 +173,10 @@ class Runner:
 
     def _clip(self, logs: bool) -> torch.Tensor | None:
         """Without `clip_grad` the norm is computed only for the steps that are logged."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if self.config.clip_grad:
-            return nn.utils.clip_grad_norm_(parameters, self.config.clip_grad.max_norm)
+            return nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad.max_norm)
         if logs:
-            return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         return None
 
     def _log(self, loss: torch.Tensor, grad_norm: torch.Tensor | None) -> None:
