@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,19 @@ def process_group(world: World) -> Iterator[None]:
     )
     yield
     # Not after an exception: with a collective under way, NCCL would wait for ranks that have failed.
-    dist.destroy_process_group()
+    with deadline(300):
+        dist.barrier()  # gloo's ranks are to leave together: one that is gone may be waited for
+        dist.destroy_process_group()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Ends the process, with every thread's stack on stderr, where the block takes longer than that."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
