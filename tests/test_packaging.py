@@ -31,7 +31,7 @@ PINS = {
 }
 
 ENTRY = {"train", "cli", "__main__"}
-ROOMS = {"optim", "schedule", "parallel", "data", "models", "checkpoint", "monitor"}
+ROOMS = {"optim", "schedule", "parallel", "data", "models", "checkpoint", "monitor", "callbacks"}
 GROUND = {"names", "comm", "registry", "config", "errors"}
 
 
