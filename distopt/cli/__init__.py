@@ -9,7 +9,10 @@ from importlib import import_module
 
 from distopt import __version__
 
-COMMANDS = {"check": "look for mistakes in a config, without training"}
+COMMANDS = {
+    "check": "look for mistakes in a config, without training",
+    "schema": "print the JSON Schema of the config file, for editors",
+}
 """Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""
 
 

@@ -13,7 +13,7 @@ from distopt.config.schema import (
     SchedulerConfig,
     StrategyConfig,
 )
-from distopt.config.section import Component
+from distopt.config.section import Component, OpenSection
 from distopt.config.validate import validate
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "LogConfig",
+    "OpenSection",
     "OptimizerConfig",
     "ParamwiseConfig",
     "SchedulerConfig",

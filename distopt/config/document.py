@@ -2,6 +2,7 @@
 
 Scalars are read by the core schema of YAML 1.2, in which `1e-3` is a number and `on`, `no`, `1:30` and
 `2026-01-01` are text; PyYAML's own rules are those of YAML 1.1. Nothing but plain data is ever built.
+Environment variables are replaced in values, in those without quotes before their type is decided.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import Any
 
 import yaml
 
+from distopt.config.environment import escape, expand
 from distopt.errors import ConfigError, nearest
 
 KeyPath = tuple[str | int, ...]
 """The keys and list indices that lead to a value. Kept as a tuple, since a custom key may contain dots."""
 
 _YAML = "tag:yaml.org,2002:"
+_OPEN = "tag:open"
+"""Of a scalar without quotes that has a variable in it: a text whose type depends on the variable's value."""
 _CORE_SCHEMA = {
     "null": r"(~|null|Null|NULL|)",
     "bool": r"(true|True|TRUE|false|False|FALSE)",
@@ -30,6 +34,7 @@ _CORE_SCHEMA = {
 }
 _SCALARS: dict[str, Callable[[str], object]] = {
     f"{_YAML}str": str,
+    _OPEN: str,
     f"{_YAML}null": lambda text: None,
     f"{_YAML}bool": lambda text: text.lower() == "true",
     f"{_YAML}int": lambda text: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
@@ -39,6 +44,11 @@ _SCALARS: dict[str, Callable[[str], object]] = {
 
 class _Loader(yaml.SafeLoader):
     """Knows the core schema alone."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and implicit[0] and "${" in value:
+            return _OPEN
+        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -126,6 +136,7 @@ def parse(text: str, name: str) -> tuple[Any, Positions]:
         raise ConfigError(
             "",
             f"not valid YAML: {error.problem}{context}",
+            allowed=_quotes_missing(text, mark),
             where=f"{name}:{mark.line + 1}" if mark else name,
         ) from None
     except yaml.YAMLError as error:
@@ -135,7 +146,13 @@ def parse(text: str, name: str) -> tuple[Any, Positions]:
 
 def dump(data: object) -> str:
     """YAML text that `parse` reads back to equal data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(escape(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _quotes_missing(text: str, mark: yaml.Mark | None) -> str | None:
+    if mark and text[mark.index - 1 : mark.index + 1] == "${":
+        return 'a variable inside [ ] or { } that stands in quotes: "${NAME}"'
+    return None
 
 
 class _Builder:
@@ -151,12 +168,22 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_YAML}seq":
             return [self._child(item, item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-            try:
-                return _SCALARS[node.tag](node.value)
-            except ValueError as error:
-                raise self._error(node, path, str(error)) from None
+            return self._scalar(node, path)
         tag = node.tag.replace(_YAML, "!!")
         raise self._error(node, path, f"the tag {tag} is not allowed: a config is plain data")
+
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> object:
+        tag, text = node.tag, node.value
+        try:
+            if "${" in text:
+                text = expand(text)
+            if tag == _OPEN:
+                tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+            return _SCALARS.get(tag, str)(text)
+        except ConfigError as error:
+            raise error.under(dotted(path)).located(lambda key: self._where(node)) from None
+        except ValueError as error:
+            raise self._error(node, path, str(error)) from None
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
         pairs = {key.value: (key, value) for key, value in self._pairs(node, path)}
@@ -170,7 +197,7 @@ class _Builder:
         """What `<<` merges in, then the mapping's own pairs, which win."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
-            if key.tag not in (f"{_YAML}str", f"{_YAML}merge"):
+            if key.tag not in (f"{_YAML}str", f"{_YAML}merge", _OPEN):
                 raise self._error(key, path, "a key must be text: put it in quotes")
             if key.value in own:
                 first = self._where(own[key.value][0])

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from distopt.config.document import read
+from distopt.config.bases import read_with_bases
 from distopt.config.overrides import override
 from distopt.config.schema import Config
 from distopt.config.validate import validate
@@ -14,7 +14,7 @@ from distopt.errors import ConfigError
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Reads a config file, sets the overrides in it, and checks every key, type and value.
+    """Reads a config file and its bases, sets the overrides, and checks every key, type and value.
 
     Args:
         path: A YAML file.
@@ -23,7 +23,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         ConfigError: All that is wrong, with the `file:line` of each.
     """
-    document = override(read(Path(path)), overrides)
+    document = override(read_with_bases(Path(path)), overrides)
     data = {"work_dir": f"runs/{Path(path).stem}", **document.data}
     try:
         config = validate(Config, data)

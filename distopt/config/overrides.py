@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+from distopt.config.bases import BASE, DELETE, merge, misplaced
 from distopt.config.document import Document, KeyPath, Positions, dotted, parse
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, raise_all
 
 
 def override(document: Document, texts: Sequence[str]) -> Document:
     """A document with `key=value` texts set in it, the last one winning; values are YAML.
 
     Mappings that are missing on the way are made. Where keys contain dots themselves, the longest that
-    exists is taken.
+    exists is taken. A mapping replaces what was there, with `_delete_` or without.
 
     Raises:
         ConfigError: A text without `=`, or with a key that leads through a value or past a list's end.
@@ -25,16 +26,25 @@ def override(document: Document, texts: Sequence[str]) -> Document:
         key, equals, value_text = text.partition("=")
         if not equals or not key:
             raise ConfigError("", "an override is written key=value", where=where)
-        try:
-            value, _ = parse(value_text, where)
-        except ConfigError as error:
-            raise ConfigError(key, error.problem, where=where) from None
-        path = _set(data, key, value, where)
+        if {BASE, DELETE} & set(key.split(".")):
+            raise ConfigError(key, "can be written in a file only", where=where)
+        path = _set(data, key, _value(value_text, key, where), where)
         for stale in [p for p in positions if p[: len(path)] == path]:
             del positions[stale]
         for length in range(1, len(path) + 1):
             positions.setdefault(path[:length], where)
     return Document(data, Positions(positions))
+
+
+def _value(text: str, key: str, where: str) -> object:
+    """What the text says in YAML."""
+    try:
+        value, _ = parse(text, where)
+    except ConfigError as error:
+        error.where = None  # in one line of YAML, its number says nothing
+        raise error.under(key).located(lambda _: where) from None
+    raise_all(error.located(lambda _: where) for error in misplaced(value, (key,)))
+    return merge(None, value)
 
 
 def _set(data: dict[str, Any], key: str, value: object, where: str) -> KeyPath:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from distopt.config.document import Positions, dump
 from distopt.config.optimizer import OptimizerConfig
@@ -32,6 +32,12 @@ class DataConfig(Section):
     micro_batch_size: Count | None = None
     """Samples per rank and forward; by default batch_size / world. The rest is gradient accumulation."""
 
+    drop_last: bool = False
+    """Leave out an epoch's last batch where it is not a whole one; by default it is trained on too."""
+
+    collate: Component | None = None
+    """What makes a batch of a list of samples, for train and val; by default torch's default_collate."""
+
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes per rank; 0 loads in the training process."""
 
@@ -46,10 +52,13 @@ class DataConfig(Section):
         return self
 
 
+StrategyName = Literal["single", "ddp", "fsdp"]
+
+
 class StrategyConfig(Section):
     """The `strategy` section; its type alone may stand for it."""
 
-    type: Literal["single", "ddp", "fsdp"] = "ddp"
+    type: StrategyName = "ddp"
     """single: one process. ddp: replicas. fsdp: parameters, gradients and optimizer state sharded (FSDP2)."""
 
 
@@ -85,8 +94,17 @@ class SchedulerConfig(OpenSection):
 class ClipGradConfig(Section):
     """The `clip_grad` section."""
 
-    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Gradients are scaled down so that their norm over all parameters does not exceed this."""
+
+    max_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Each element of the gradients is cut to this size, in place of max_norm."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ClipGradConfig:
+        if (self.max_norm is None) == (self.max_value is None):
+            raise ConfigError("", "takes one of max_norm and max_value", given=self.model_dump())
+        return self
 
 
 class EvalConfig(Section):
@@ -94,6 +112,16 @@ class EvalConfig(Section):
 
     every: Count
     """Optimizer steps between evaluations."""
+
+    metrics: dict[Text, Component] = Field(default_factory=dict)
+    """Name → a metric of torchmetrics, updated with the model's prediction and the target."""
+
+    @field_validator("metrics", mode="after")
+    @classmethod
+    def _loss_is_there_already(cls, metrics: dict[str, Component]) -> dict[str, Component]:
+        if "loss" in metrics:
+            raise ConfigError("loss", "the loss is always evaluated: name this metric differently")
+        return metrics
 
 
 class CheckpointConfig(Section):
@@ -134,7 +162,7 @@ def _as_list(value: Any) -> Any:
 class Config(Section):
     """A whole run."""
 
-    work_dir: Annotated[Path, Field(strict=False), BeforeValidator(_with_home)]
+    work_dir: Annotated[Path, Field(strict=False), BeforeValidator(_with_home, json_schema_input_type=Text)]
     """The run directory: logs, metrics and checkpoints; by default runs/<name of the config file>."""
 
     resume: Text = "auto"
@@ -149,6 +177,9 @@ class Config(Section):
     model: Component
     """The model to train."""
 
+    loss: Component | None = None
+    """What takes the model's output and the target and returns the loss; by default the model returns it."""
+
     data: DataConfig
     """The datasets and the batch."""
 
@@ -159,12 +190,19 @@ class Config(Section):
     """How long to train, in passes over the training data; instead of max_steps."""
 
     strategy: Annotated[
-        StrategyConfig, BeforeValidator(lambda value: {"type": value} if isinstance(value, str) else value)
+        StrategyConfig,
+        BeforeValidator(
+            lambda value: {"type": value} if isinstance(value, str) else value,
+            json_schema_input_type=StrategyName | StrategyConfig,
+        ),
     ] = StrategyConfig()
     """How the model is spread over ranks: single, ddp or fsdp."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """What the forward and backward compute in; the parameters stay fp32."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the samples of all ranks, in place of each rank's own."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the forward and backward compute in; the parameters stay fp32. fp16 scales the loss as needed."""
 
     compile: Literal[False] = False
     """torch.compile."""
@@ -175,7 +213,10 @@ class Config(Section):
     optimizer: OptimizerConfig
     """The optimizer and its parameter groups."""
 
-    param_scheduler: Annotated[list[SchedulerConfig], BeforeValidator(_as_list)] = Field(default_factory=list)
+    param_scheduler: Annotated[
+        list[SchedulerConfig],
+        BeforeValidator(_as_list, json_schema_input_type=list[SchedulerConfig] | SchedulerConfig | None),
+    ] = Field(default_factory=list)
     """How lr and other options of the groups change over time; one mapping or a list. Factors multiply."""
 
     clip_grad: ClipGradConfig | None = None
@@ -189,6 +230,12 @@ class Config(Section):
 
     log: LogConfig = LogConfig()
     """When to log."""
+
+    callbacks: Annotated[
+        list[Component],
+        BeforeValidator(_as_list, json_schema_input_type=list[Component] | Component | None),
+    ] = Field(default_factory=list)
+    """What else happens during training; one mapping or a list."""
 
     _positions: Positions = PrivateAttr(default_factory=Positions)
 
