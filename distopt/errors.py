@@ -7,14 +7,21 @@ need not know which file the key came from: the entry points add `file:line` whe
 from __future__ import annotations
 
 import json
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 _SHOWN: Final = 20
 """How many errors of one message are written out."""
+
+_OWN: Final = str(Path(__file__).parent)
+_INSTALLED: Final = ("<", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+"""How the files begin that are not the user's."""
 
 UNSET: Final = object()
 """Stands for "no value was given", since None is a value in YAML."""
@@ -93,6 +100,16 @@ class ConfigError(ValueError):
         return "\n".join(lines)
 
 
+def describe(error: BaseException) -> str:
+    """What the user's code raised, and where: `ValueError: heads must divide width (/home/me/net.py:12)`.
+
+    The place is the innermost one in the user's code, or in an installed package where there is none.
+    """
+    text = error.msg if isinstance(error, SyntaxError) else error
+    place = _place(error)
+    return f"{type(error).__name__}: {text}" + (f" ({place})" if place else "")
+
+
 def raise_all(errors: Iterable[ConfigError]) -> None:
     """Raises all of `errors` as one; does nothing where there are none."""
     found = list(errors)
@@ -107,6 +124,17 @@ def collecting(errors: list[ConfigError]) -> Iterator[None]:
         yield
     except ConfigError as error:
         errors.append(error)
+
+
+def _place(error: BaseException) -> str | None:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OWN)
+    ]
+    users = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)]
+    last = (users or frames)[-1:]
+    return f"{last[0].filename}:{last[0].lineno}" if last else None
 
 
 def _shorten(value: object, limit: int = 200) -> str:

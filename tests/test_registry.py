@@ -6,9 +6,8 @@ from textwrap import dedent
 
 import pytest
 
-from distopt.config import Component, validate
 from distopt.errors import ConfigError
-from distopt.registry import build, check_arguments, check_name, resolve
+from distopt.registry import check_name, resolve, short_names
 
 
 @pytest.fixture
@@ -28,10 +27,6 @@ def module(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if name.split(".")[0] == "mine":
             del sys.modules[name]
-
-
-def component(**keys):
-    return validate(Component, keys)
 
 
 def error_of(function, *args, **kwargs):
@@ -68,6 +63,35 @@ def test_the_short_names_of_optimizers_are_those_that_torch_has():
     assert names == [c.__name__ for c in optimizers]
 
 
+def test_the_short_names_of_losses_are_those_that_torch_has():
+    from torch import nn
+
+    for name in ("CrossEntropyLoss", "MSELoss"):
+        assert resolve(name, "loss", "loss.type") is getattr(nn, name)
+    assert all(hasattr(nn, name) for name in short_names("loss"))
+
+
+@pytest.mark.slow
+def test_the_short_names_of_metrics_are_those_that_torchmetrics_has():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    assert resolve("Accuracy", "metric", "type") is torchmetrics.Accuracy
+    assert set(short_names("metric")) == {*torchmetrics.__all__} - {"functional"}
+
+
+@pytest.mark.parametrize("name", ["Accuracy", "mine.net:Metric"])
+def test_a_metric_without_torchmetrics_says_what_to_install(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    error = error_of(check_name, name, "metric", "eval.metrics.accuracy.type")
+    assert error.problem == "needs torchmetrics: pip install 'distopt[metrics]'"
+
+
+def test_more_names_than_one_reads_are_not_listed():
+    pytest.importorskip("torchmetrics")
+    error = error_of(check_name, "Acuracy", "metric", "some.type")
+    assert error.suggestion == "Accuracy"
+    assert error.allowed == "a name of torchmetrics's or an import path (package.module:Name)"
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "suggestion"),
     [
@@ -77,6 +101,10 @@ def test_the_short_names_of_optimizers_are_those_that_torch_has():
         ("torch.optim.AdamWW", "optimizer", "AdamW"),
         ("Optimizer", "optimizer", None),
         ("ByteGPT", "dataset", None),
+        ("casual_lm", "collate", "causal_lm"),
+        ("CrossEntropy", "loss", "CrossEntropyLoss"),
+        ("EarlyStopping", "callback", "EarlyStop"),
+        ("Thing", "object", None),
     ],
 )
 def test_an_unknown_short_name_has_the_nearest_suggested(name, kind, suggestion):
@@ -97,7 +125,7 @@ def test_names_are_checked_without_torch():
     code = """
 import sys
 from distopt.registry import check_name
-for name, kind in [("AdamW", "optimizer"), ("ByteGPT", "model"), ("mine.net:Net", "model")]:
+for name, kind in [("AdamW", "optimizer"), ("MSELoss", "loss"), ("ByteGPT", "model"), ("a.b:C", "model")]:
     check_name(name, kind, "type")
 assert "torch" not in sys.modules
 """
@@ -178,115 +206,15 @@ def test_what_cannot_be_called_is_refused(module):
             "a subclass of torch.optim.Optimizer",
         ),
         ("torch.optim:AdamW", "model", "not a torch.nn.Module", "a subclass of torch.nn.Module"),
+        (
+            "torch.nn:Linear",
+            "callback",
+            "not a distopt.callbacks.Callback",
+            "a subclass of distopt.callbacks.Callback",
+        ),
         ("torch.nn.functional:relu", "module", "not a class", "a subclass of torch.nn.Module"),
     ],
 )
 def test_a_class_of_another_kind_is_refused(name, kind, problem, allowed):
     error = error_of(resolve, name, kind, "some.type")
     assert (error.problem, error.allowed) == (problem, allowed)
-
-
-# -- arguments
-
-
-def factory(width, depth=2, *, bias=True):
-    return width, depth, bias
-
-
-def test_arguments_that_fit_pass():
-    check_arguments(factory, {"width": 3, "bias": False}, "model")
-
-
-def test_unknown_and_missing_arguments_are_all_named():
-    error = error_of(check_arguments, factory, {"widht": 3, "heads": 2}, "model")
-    unknown, other, missing = (error, *error.others)
-    assert (unknown.key, unknown.suggestion) == ("model.widht", "width")
-    assert unknown.problem == "unknown argument of factory"
-    assert (other.key, other.allowed) == ("model.heads", "width, depth, bias")
-    assert (missing.key, missing.problem) == ("model.width", "missing argument of factory")
-    assert missing.allowed == "width, depth, bias"
-
-
-def annotated(
-    width: "int" = 1,
-    rate: float = 0.1,
-    tie: bool = True,
-    name: str | None = "net",
-    limit: "int" = None,  # noqa: RUF013
-    shape: tuple[int, ...] = (1,),
-):
-    return width
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "allowed"),
-    [
-        ("width", "wide", "a whole number"),
-        ("width", 1.5, "a whole number"),
-        ("width", True, "a whole number"),
-        ("width", None, "a whole number"),
-        ("rate", "1e-3", "a number"),
-        ("rate", False, "a number"),
-        ("tie", 1, "true or false"),
-        ("name", 3, "text or null"),
-        ("limit", [1], "a whole number"),
-    ],
-)
-def test_a_value_is_held_against_a_plain_annotation(argument, value, allowed):
-    error = error_of(check_arguments, annotated, {argument: value}, "model")
-    assert (error.key, error.problem) == (f"model.{argument}", "wrong type")
-    assert (error.given, error.allowed) == (value, allowed)
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [("width", 2), ("rate", 1), ("rate", 0.5), ("name", None), ("limit", None), ("shape", "any")],
-)
-def test_a_value_that_fits_or_whose_annotation_is_not_plain_passes(argument, value):
-    check_arguments(annotated, {argument: value}, "model")
-
-
-def test_annotations_that_mean_nothing_at_run_time_are_passed_over():
-    def factory(tokens: "Tensor", width: "int"):  # noqa: F821
-        pass
-
-    check_arguments(factory, {"tokens": 1, "width": "wide"}, "model")
-
-
-def test_provided_arguments_are_neither_missing_nor_the_users_to_give():
-    check_arguments(factory, {}, "model", provided=("width",))
-    error = error_of(check_arguments, factory, {"width": 1}, "model", provided=("width",))
-    assert (error.key, error.allowed) == ("model.width", "depth, bias")
-
-
-def test_keyword_arguments_accept_every_name():
-    check_arguments(lambda width, **options: None, {"width": 1, "other": 2}, "model")
-
-
-def test_a_callable_without_a_signature_accepts_every_name():
-    check_arguments(type, {"other": 2}, "model")
-
-
-# -- building
-
-
-def test_a_component_is_built_from_its_arguments_and_the_provided_ones(module):
-    module("def make(a, b): return a, b")
-    assert build(component(type="mine.net:make", a=1), "dataset", "data.train", b=2) == (1, 2)
-
-
-@pytest.mark.parametrize("raised", ["TypeError", "OSError", "ZeroDivisionError"])
-def test_what_a_constructor_raises_is_said_with_its_line(module, raised):
-    path = module(f"""\
-        def make(heads):
-            raise {raised}("heads must divide width")
-        """)
-    error = error_of(build, component(type="mine.net:make", heads=3), "model", "model")
-    assert error.key == "model"
-    assert error.problem == f"mine.net:make raised {raised}: heads must divide width ({path}:2)"
-    assert type(error.__cause__).__name__ == raised
-
-
-def test_a_config_error_of_a_component_is_below_its_section():
-    error = error_of(build, component(type="StdlibText", split="test"), "dataset", "data.train")
-    assert error.key == "data.train.split"
