@@ -23,8 +23,8 @@ _OWN: Final = str(Path(__file__).parent)
 _INSTALLED: Final = ("<", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
 """How the files begin that are not the user's."""
 
-UNSET: Final = object()
-"""Stands for "no value was given", since None is a value in YAML."""
+UNSET: Final = ...
+"""Stands for "no value was given", since None is a value in YAML; stays itself when an error is pickled."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

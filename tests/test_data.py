@@ -1,33 +1,15 @@
-"""The standard library's text, and the loaders."""
+"""The standard library's text."""
 
 import sysconfig
-from collections import Counter, namedtuple
-from itertools import islice, pairwise
+from collections import Counter
+from itertools import pairwise
 from math import log
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
 
-from distopt.config import BatchLayout
-from distopt.data import EvalLoader, StdlibText, TrainLoader, text
-from distopt.data.loader import to_device
+from distopt.data import StdlibText, text
 from distopt.errors import ConfigError
-
-Pair = namedtuple("Pair", "first second")
-
-
-class Numbers(Dataset):
-    """Item i is i."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        return torch.tensor(index)
 
 
 @pytest.fixture
@@ -162,146 +144,3 @@ def test_the_bigram_baseline_is_that_of_a_plain_count(small_library):
 @pytest.mark.slow
 def test_the_bigram_baseline_of_the_real_library_is_what_is_known():
     assert 2.2 < StdlibText("val", limit=4096).baselines()["bigram"] < 2.7
-
-
-def layout(batch_size, *, micro_batch_size=None, world=1):
-    micro_batch_size = micro_batch_size or batch_size // world
-    return BatchLayout(batch_size, micro_batch_size, batch_size // (world * micro_batch_size), world)
-
-
-def steps(loader, count):
-    """The first steps as nested lists of numbers: step, micro-batch, sample."""
-    return [[batch.tolist() for batch in step] for step in islice(loader, count)]
-
-
-def test_a_step_is_a_list_of_micro_batches():
-    loader = TrainLoader(Numbers(50), layout(12, micro_batch_size=2, world=2), rank=1)
-
-    (step,) = islice(loader, 1)
-
-    assert len(step) == 3
-    assert all(batch.shape == (2,) for batch in step)
-
-
-def test_steps_per_epoch_leaves_out_an_incomplete_batch():
-    assert TrainLoader(Numbers(50), layout(12)).steps_per_epoch == 4
-
-
-def test_epoch_is_that_of_the_step_last_yielded():
-    loader = TrainLoader(Numbers(10), layout(4, micro_batch_size=4))
-
-    assert [loader.epoch for _ in islice(loader, 5)] == [0, 0, 1, 1, 2]
-
-
-def test_ranks_together_see_the_batches_of_one_process():
-    def batches(world):
-        loaders = [
-            TrainLoader(Numbers(50), layout(12, micro_batch_size=3, world=world), rank=rank, seed=5)
-            for rank in range(world)
-        ]
-        ranks = [steps(loader, 9) for loader in loaders]
-        return [[x for rank in ranks for batch in rank[n] for x in batch] for n in range(9)]
-
-    assert batches(1) == batches(2) == batches(4)
-
-
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_resumed_loader_continues_after_the_step_last_yielded(num_workers):
-    def loader():
-        return TrainLoader(Numbers(50), layout(8, micro_batch_size=4), num_workers=num_workers)
-
-    uninterrupted = steps(loader(), 14)
-    stopped = loader()
-    first = steps(stopped, 8)
-    resumed = loader()
-    resumed.load_state_dict(stopped.state_dict())
-
-    assert first + steps(resumed, 6) == uninterrupted
-
-
-@pytest.mark.slow
-def test_workers_change_nothing_about_the_batches():
-    def first_steps(num_workers):
-        return steps(TrainLoader(Numbers(50), layout(8, micro_batch_size=4), num_workers=num_workers), 14)
-
-    assert first_steps(2) == first_steps(0)
-
-
-@pytest.mark.slow
-def test_what_workers_have_read_ahead_is_not_counted():
-    loader = TrainLoader(Numbers(50), layout(8, micro_batch_size=4), num_workers=2)
-    steps(loader, 1)
-
-    assert loader.state_dict() == {"epoch": 0, "offset": 8}
-
-
-def test_loading_leaves_the_global_random_numbers_alone():
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-
-    torch.manual_seed(0)
-    steps(TrainLoader(Numbers(50), layout(8, micro_batch_size=4)), 3)
-    list(EvalLoader(Numbers(50), layout(4)))
-
-    assert torch.rand(1) == expected
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("count", [1, 4, 7, 10, 13])
-def test_the_weighted_mean_over_ranks_is_the_mean_over_the_dataset(count, world):
-    parts = [EvalLoader(Numbers(count), layout(2 * world, world=world), rank=rank) for rank in range(world)]
-    weighted = [(weight * batch.double().mean(), weight) for part in parts for batch, weight in part]
-
-    assert sum(weight for _, weight in weighted) == count
-    assert sum(value for value, _ in weighted) / count == pytest.approx((count - 1) / 2)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
-def test_every_rank_runs_equally_many_forwards_none_of_them_empty(world):
-    parts = [list(EvalLoader(Numbers(7), layout(2 * world, world=world), rank=rank)) for rank in range(world)]
-
-    assert len({len(part) for part in parts}) == 1
-    assert all(len(batch) > 0 for part in parts for batch, _ in part)
-
-
-def test_chunks_are_the_same_for_every_world_size():
-    def chunks(world):
-        parts = [EvalLoader(Numbers(7), layout(2 * world, world=world), rank=rank) for rank in range(world)]
-        return {tuple(batch.tolist()) for part in parts for batch, weight in part if weight}
-
-    assert chunks(1) == chunks(2) == chunks(3) == {(0, 1), (2, 3), (4, 5), (6,)}
-
-
-@pytest.mark.slow
-def test_evaluating_again_with_workers_gives_the_same_batches():
-    loader = EvalLoader(Numbers(7), layout(2), num_workers=2)
-
-    first, second = ([(batch.tolist(), weight) for batch, weight in loader] for _ in range(2))
-
-    assert first == second == [([0, 1], 2), ([2, 3], 2), ([4, 5], 2), ([6], 1)]
-
-
-def test_batches_of_tuples_come_as_the_dataset_gives_them():
-    dataset = TensorDataset(torch.arange(6), torch.arange(6) * 2)
-    (((inputs, targets),),) = islice(TrainLoader(dataset, layout(6, micro_batch_size=6)), 1)
-
-    assert torch.equal(targets, inputs * 2)
-
-
-def test_every_tensor_of_a_nested_batch_is_moved():
-    batch = {"pair": Pair(torch.ones(2), [torch.ones(1)]), "both": (torch.ones(1), "text")}
-
-    moved = to_device(batch, torch.device("meta"))
-
-    assert isinstance(moved["pair"], Pair)
-    assert moved["pair"].first.is_meta
-    assert moved["pair"].second[0].is_meta
-    assert moved["both"][0].is_meta
-    assert moved["both"][1] == "text"
-
-
-@pytest.mark.gpu
-def test_batches_arrive_on_the_gpu():
-    loader = TrainLoader(Numbers(50), layout(8, micro_batch_size=4), device="cuda")
-
-    assert all(batch.is_cuda for step in islice(loader, 3) for batch in step)

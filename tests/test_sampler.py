@@ -21,92 +21,126 @@ def one_process(batch_size):
     return BatchLayout(batch_size, micro_batch_size=batch_size, accumulation=1, world=1)
 
 
-def global_batches(count, length, layout, *, seed=0, epoch=0, offset=0):
-    """The next global batches from a place on: in each, the ranks' parts one behind the other."""
-    ranks = []
-    for rank in range(layout.world):
-        sampler = GlobalBatchSampler(length, layout, rank=rank, seed=seed)
-        sampler.load_state_dict({"epoch": epoch, "offset": offset})
-        ranks.append(iter(sampler))
+def steps_of_ranks(count, length, layout, *, seed=0, epoch=0, offset=0, drop_last=False):
+    """The next steps from a place on: for each step and rank its draws."""
+    ranks = [
+        GlobalBatchSampler(length, layout, rank=rank, seed=seed, drop_last=drop_last).draws(epoch, offset)
+        for rank in range(layout.world)
+    ]
+    return [[list(islice(rank, layout.accumulation)) for rank in ranks] for _ in range(count)]
+
+
+def global_batches(count, length, layout, **place):
+    """The same as plain numbers: what the ranks have of each global batch, one behind the other."""
     return [
-        list(chain.from_iterable(next(rank) for rank in ranks for _ in range(layout.accumulation)))
-        for _ in range(count)
+        [i for draws in ranks for draw in draws if draw and draw.samples for i in draw.ids]
+        for ranks in steps_of_ranks(count, length, layout, **place)
     ]
 
 
 extra = st.integers(0, 60)
 seeds = st.integers(0, 2**40)
+drop_lasts = st.booleans()
 
 
-@given(layouts(), extra, seeds)
-def test_every_world_and_micro_batch_size_sees_the_same_global_batches_in_the_same_order(layout, extra, seed):
+@given(layouts(), extra, seeds, drop_lasts)
+def test_every_world_and_micro_batch_size_sees_the_same_global_batches_in_the_same_order(
+    layout, extra, seed, drop_last
+):
     length = layout.batch_size + extra
     steps = 2 * (length // layout.batch_size) + 1
 
-    cut_up = global_batches(steps, length, layout, seed=seed)
+    cut_up = global_batches(steps, length, layout, seed=seed, drop_last=drop_last)
 
-    assert cut_up == global_batches(steps, length, one_process(layout.batch_size), seed=seed)
-
-
-@given(layouts(), extra)
-def test_every_micro_batch_is_full(layout, extra):
-    sampler = GlobalBatchSampler(layout.batch_size + extra, layout)
-
-    assert all(len(micro_batch) == layout.micro_batch_size for micro_batch in islice(sampler, 50))
+    one = one_process(layout.batch_size)
+    assert cut_up == global_batches(steps, length, one, seed=seed, drop_last=drop_last)
 
 
 @given(layouts(), extra, seeds)
-def test_within_an_epoch_nothing_comes_twice_and_only_an_incomplete_batch_is_left_out(layout, extra, seed):
+def test_an_epoch_has_every_sample_once(layout, extra, seed):
+    length = layout.batch_size + extra
+    steps = -(-length // layout.batch_size)
+
+    seen = chain.from_iterable(global_batches(steps, length, layout, seed=seed))
+
+    assert sorted(seen) == list(range(length))
+
+
+@given(layouts(), extra, seeds)
+def test_drop_last_leaves_out_an_incomplete_batch_alone(layout, extra, seed):
     length = layout.batch_size + extra
     steps = length // layout.batch_size
 
-    seen = list(chain.from_iterable(global_batches(steps, length, layout, seed=seed)))
+    batches = global_batches(steps + 1, length, layout, seed=seed, drop_last=True)
 
-    assert len(set(seen)) == len(seen) == steps * layout.batch_size
-    assert set(seen) <= set(range(length))
+    assert batches[:steps] == global_batches(steps, length, layout, seed=seed)
+    assert batches[steps:] == global_batches(1, length, layout, seed=seed, epoch=1)
 
 
-@given(layouts(), extra, seeds, st.integers(0, 40))
-def test_resuming_anywhere_continues_exactly(layout, extra, seed, done):
+@given(layouts(), extra)
+def test_all_ranks_run_the_same_micro_steps_and_in_each_somebody_has_a_sample(layout, extra):
     length = layout.batch_size + extra
-    uninterrupted = global_batches(done + 5, length, one_process(layout.batch_size), seed=seed)
+    steps = -(-length // layout.batch_size)
 
-    before = GlobalBatchSampler(length, one_process(layout.batch_size), seed=seed)
-    for _ in range(done):
-        before.advance()
+    for ranks in steps_of_ranks(steps, length, layout):
+        for draws in zip(*ranks, strict=True):
+            left_out = [draw is None for draw in draws]
+            assert all(left_out) or not any(left_out)
+            assert all(left_out) or sum(draw.samples for draw in draws) > 0
 
-    assert global_batches(5, length, layout, seed=seed, **before.state_dict()) == uninterrupted[done:]
 
-
-@given(layouts(), extra, st.integers(1, 12), st.data())
-def test_a_changed_batch_size_goes_on_with_the_samples_not_yet_seen(layout, extra, new_batch_size, data):
+@given(layouts(), extra)
+def test_a_rank_that_runs_out_draws_one_sample_of_the_same_batch(layout, extra):
     length = layout.batch_size + extra
+    steps = -(-length // layout.batch_size)
+    batches = global_batches(steps, length, layout)
+
+    for batch, ranks in zip(batches, steps_of_ranks(steps, length, layout), strict=True):
+        dummies = [draw for draws in ranks for draw in draws if draw and not draw.samples]
+        assert all(len(draw.ids) == 1 and draw.ids[0] in batch for draw in dummies)
+
+
+@given(layouts(), extra)
+def test_every_draw_knows_the_size_of_the_global_batch(layout, extra):
+    length = layout.batch_size + extra
+
+    for ranks in steps_of_ranks(2, length, layout):
+        draws = [draw for draws in ranks for draw in draws if draw]
+        assert {draw.total for draw in draws} == {sum(draw.samples for draw in draws)}
+
+
+@given(layouts(), extra, seeds, st.integers(0, 40), drop_lasts)
+def test_resuming_anywhere_continues_exactly(layout, extra, seed, done, drop_last):
+    length = layout.batch_size + extra
+    one = one_process(layout.batch_size)
+    kind = {"seed": seed, "drop_last": drop_last}
+    uninterrupted = global_batches(done + 6, length, one, **kind)
+
+    place = steps_of_ranks(done + 1, length, one, **kind)[-1][0][0].place
+
+    assert global_batches(5, length, layout, **kind, **place) == uninterrupted[done + 1 :]
+
+
+@given(layouts(), extra, st.data())
+def test_a_changed_batch_size_goes_on_with_the_samples_not_yet_seen(layout, extra, data):
+    length = layout.batch_size + extra
+    new_batch_size = data.draw(st.integers(1, length))
     done = data.draw(st.integers(0, length // layout.batch_size))
     offset = done * layout.batch_size
-    left = (length - offset) // new_batch_size
+    left = -(-(length - offset) // new_batch_size)
 
     first = global_batches(done, length, layout)
-    rest = global_batches(left, length, one_process(new_batch_size), offset=offset) if left else []
+    rest = global_batches(left, length, one_process(new_batch_size), offset=offset)
 
-    seen = list(chain.from_iterable(first + rest))
-    assert len(set(seen)) == len(seen)
+    assert sorted(chain.from_iterable(first + rest)) == list(range(length))
 
 
 def test_the_place_is_the_epoch_and_the_samples_used_up_in_it():
-    places = []
-    sampler = GlobalBatchSampler(10, one_process(4))
-    for _ in range(5):
-        sampler.advance()
-        places.append((sampler.epoch, sampler.offset))
+    draws = islice(GlobalBatchSampler(10, one_process(4)).draws(), 5)
 
-    assert places == [(0, 4), (0, 8), (1, 4), (1, 8), (2, 4)]
+    places = [(draw.place["epoch"], draw.place["offset"]) for draw in draws]
 
-
-def test_iterating_does_not_move_the_place():
-    sampler = GlobalBatchSampler(10, one_process(4))
-    list(islice(sampler, 7))
-
-    assert sampler.state_dict() == {"epoch": 0, "offset": 0}
+    assert places == [(0, 4), (0, 8), (0, 10), (1, 4), (1, 8)]
 
 
 def test_every_epoch_of_every_seed_has_its_own_order():

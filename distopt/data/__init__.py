@@ -1,7 +1,26 @@
-"""Datasets that ship with distopt, the resumable sampler and the loaders built on it."""
+"""Datasets that ship with distopt, and the loaders: resumable, the same samples in any world."""
 
-from distopt.data.loader import EvalLoader, TrainLoader
+from distopt.data.collate import causal_lm
+from distopt.data.digits import Digits
+from distopt.data.images import ImageFolder
+from distopt.data.labelled_text import LabelledText
+from distopt.data.loader import EvalLoader, MicroBatch, Step, TrainLoader
 from distopt.data.sampler import GlobalBatchSampler
+from distopt.data.stream import is_stream
 from distopt.data.text import StdlibText
+from distopt.data.tokens import TokenFile
 
-__all__ = ["EvalLoader", "GlobalBatchSampler", "StdlibText", "TrainLoader"]
+__all__ = [
+    "Digits",
+    "EvalLoader",
+    "GlobalBatchSampler",
+    "ImageFolder",
+    "LabelledText",
+    "MicroBatch",
+    "StdlibText",
+    "Step",
+    "TokenFile",
+    "TrainLoader",
+    "causal_lm",
+    "is_stream",
+]

@@ -2,137 +2,244 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from distopt.config import BatchLayout
-from distopt.data.sampler import GlobalBatchSampler
+from distopt.data.batch import Collate, make_batch
+from distopt.data.device import prefetch
+from distopt.data.fetch import Loader, MapReader, Reader
+from distopt.data.passes import START
+from distopt.data.sampler import Draw, GlobalBatchSampler, batches, check_length
+from distopt.data.stream import ShardReader, StreamReader, is_stream
+from distopt.errors import ConfigError
+
+_WITHOUT_END = range(sys.maxsize)  # and, unlike itertools.count, iterated as often as one likes
+
+
+class MicroBatch(NamedTuple):
+    """What one rank's model is given in one forward."""
+
+    batch: Any
+    samples: int
+    """This rank's; 0 for a dummy that only keeps step with the other ranks."""
+
+
+class Step(NamedTuple):
+    """What one rank is given for one optimizer step; all ranks have equally many micro-batches."""
+
+    micro_batches: list[MicroBatch]
+    samples: int
+    """In the global batch, over all ranks."""
 
 
 class TrainLoader:
-    """Iterates, without end, over optimizer steps: each a list of `accumulation` micro-batches on the device.
+    """Iterates, without end, over optimizer steps, whose batches are on the device.
 
     Args:
-        dataset: Map-style.
+        dataset: Map-style, or a stream (docs/data.md).
         layout: How the samples of a step are cut up.
         rank: This process's place in the world.
         seed: Of the order of samples and of the workers; the same on every rank.
         num_workers: Processes that read ahead; 0 reads in this one.
         device: Where batches go.
+        collate: Makes a batch of a list of samples; None for torch's default_collate.
+        drop_last: Leave out an epoch's last batch where it is not whole.
 
     Attributes:
-        steps_per_epoch: Whole batches in the dataset; the rest of an epoch's order is left out.
+        steps_per_epoch: None for a stream that has no length.
+        epoch: The 0-based epoch of the step last yielded.
 
     Raises:
-        ConfigError: The batch is larger than the dataset.
+        ConfigError: The batch is larger than the dataset; while iterating, whatever goes wrong in the user's
+            dataset and collate.
     """
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Any,
         layout: BatchLayout,
         *,
         rank: int = 0,
         seed: int = 0,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        collate: Collate | None = None,
+        drop_last: bool = False,
     ) -> None:
-        samples = len(dataset)  # type: ignore[arg-type]
-        self.steps_per_epoch = samples // layout.batch_size
-        self._accumulation = layout.accumulation
+        self._dataset = dataset
+        self._layout = layout
+        self._rank = rank
+        self._seed = seed
+        self._num_workers = num_workers
         self._device = torch.device(device)
-        self._sampler = GlobalBatchSampler(samples, layout, rank=rank, seed=seed)
-        self._loader = _data_loader(dataset, self._sampler, num_workers, self._device, seed + rank)
+        self._collate = collate
+        self._drop_last = drop_last
+        self._streams = is_stream(dataset)
+        self._shards = max(1, num_workers) if self._streams and hasattr(dataset, "shard") else 0
+        length = _length(dataset)
+        self.steps_per_epoch: int | None = None
+        if length is not None:
+            check_length(length, layout)
+            whole, rest = divmod(length, layout.batch_size)
+            self.steps_per_epoch = whole + (rest > 0 and not drop_last and not self._shards)
+        self.epoch = 0
+        self._state: dict[str, Any] = START
+        if self._shards:
+            self._state = {"epoch": 0, "turn": 0, "shards": [START] * self._shards}
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        micro_batches = iter(self._loader)
-        while True:
-            step = [to_device(next(micro_batches), self._device) for _ in range(self._accumulation)]
-            self._sampler.advance()
+    def __iter__(self) -> Iterator[Step]:
+        for step, epoch, state in prefetch(self._steps(), self._device):
+            self.epoch, self._state = epoch, state
             yield step
 
-    @property
-    def epoch(self) -> int:
-        """The 0-based epoch of the step last yielded."""
-        return self._sampler.epoch
+    def first_batch(self) -> Any | None:
+        """The first two samples as a batch, not on the device; None for a stream.
 
-    def state_dict(self) -> dict[str, int]:
-        """The place after the step last yielded, whatever has been read ahead."""
-        return self._sampler.state_dict()
+        Raises:
+            ConfigError: The dataset or the collate raised.
+        """
+        if self._streams:
+            return None
+        ids = range(min(2, len(self._dataset)))
+        samples = MapReader(self._dataset, "data.train").samples(ids)
+        return make_batch(samples, ids, self._collate, "data.train")
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues after the step at which `state` was taken; call it before iterating."""
-        self._sampler.load_state_dict(state)
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the step last yielded, whatever has been read ahead: plain data, of this rank."""
+        return self._state
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Continues after the step at which `states` were taken; call it before iterating.
+
+        Args:
+            states: Of all ranks there were, in their order.
+
+        Raises:
+            ConfigError: The dataset was read in another number of shards.
+        """
+        shards = [place for state in states for place in state.get("shards", [])]
+        are, were = self._layout.world * self._shards, len(shards)
+        if are != were:
+            raise ConfigError(
+                "data.train",
+                "the stream was read in another number of shards (one for each worker of each rank)",
+                given=f"{are}, where the checkpoint has {were}",
+                allowed="ranks × data.num_workers as they were; or a new work_dir, to start anew",
+            )
+        self._state = states[0]  # but for its shards the same on every rank
+        self.epoch = self._state["epoch"]
+        if self._shards:
+            mine = shards[self._rank * self._shards :][: self._shards]
+            self._state = self._state | {"turn": self._state["turn"] % self._shards, "shards": mine}
+
+    def _steps(self) -> Iterator[tuple[Step, int, dict[str, Any]]]:
+        """Each step with its epoch and the state after it."""
+        state = self._state
+        draws = iter(self._loader(state))
+        while True:
+            drawn = [draw for draw in islice(draws, self._layout.accumulation) if draw]
+            for draw in drawn:
+                state = self._after(state, draw)
+            micro_batches = [MicroBatch(draw.content, draw.samples) for draw in drawn]
+            yield Step(micro_batches, drawn[0].total), drawn[-1].epoch, state
+
+    def _after(self, state: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        if not self._shards:
+            return draw.place
+        shards = list(state["shards"])
+        shards[draw.shard] = draw.place
+        return {"epoch": draw.epoch, "turn": (draw.shard + 1) % self._shards, "shards": shards}
+
+    def _loader(self, state: dict[str, Any]) -> Loader:
+        dataset, layout, rank, key = self._dataset, self._layout, self._rank, "data.train"
+        reader: Reader
+        requests: Iterable[Any] = _WITHOUT_END
+        if self._shards:
+            places, turn = state["shards"], state["turn"]
+            reader = ShardReader(dataset, layout, rank=rank, key=key, places=places, turn=turn)
+        elif self._streams:
+            reader = StreamReader(dataset, layout, rank=rank, key=key, place=state, drop_last=self._drop_last)
+        else:
+            reader = MapReader(dataset, key)
+            sampler = GlobalBatchSampler(
+                len(dataset), layout, rank=rank, seed=self._seed, drop_last=self._drop_last
+            )
+            requests = sampler.draws(state["epoch"], state["offset"])
+        return Loader(
+            reader,
+            requests,
+            self._collate,
+            num_workers=self._num_workers,
+            pin=self._device.type == "cuda",
+            seed=self._seed + rank,
+        )
 
 
 class EvalLoader:
-    """Iterates once over this rank's part of a dataset, as `(batch, weight)` on the device.
+    """Iterates once over this rank's part of a dataset, as micro-batches on the device.
 
-    The dataset is cut into chunks in its own order, and rank r takes chunks r, r + world, …. All ranks yield
-    equally often, because a sharded model's forward is a collective: a rank that runs out repeats a chunk
-    with weight 0. Otherwise the weight is the number of samples, so that Σ weight × loss / Σ weight over all
-    ranks is the mean over the dataset.
+    The dataset is cut into micro-batches in its own order, which the ranks take in turn. All ranks yield
+    equally often, because a sharded model's forward is a collective: a rank that runs out gets dummies.
 
     Args:
-        dataset: Map-style.
-        layout: A chunk is one micro-batch; the last may have fewer samples.
+        dataset: Map-style, or a stream, of which each rank and worker reads the whole.
+        layout: For its world and its micro-batches.
         rank: This process's place in the world.
         num_workers: Processes that read ahead; 0 reads in this one.
         device: Where batches go.
+        collate: Makes a batch of a list of samples; None for torch's default_collate.
+
+    Raises:
+        ConfigError: While iterating: whatever goes wrong in the user's dataset and collate.
     """
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Any,
         layout: BatchLayout,
         *,
         rank: int = 0,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        collate: Collate | None = None,
     ) -> None:
-        samples = range(len(dataset))  # type: ignore[arg-type]
-        size = layout.micro_batch_size
-        chunks = [list(samples[start : start + size]) for start in samples[::size]]
-        padding = -len(chunks) % layout.world
-        weights = [len(chunk) for chunk in chunks] + [0] * padding
-        chunks += chunks[:1] * padding
-        self._weights = weights[rank :: layout.world]
+        world, size = layout.world, layout.micro_batch_size
+        layout = BatchLayout(world * size, size, accumulation=1, world=world)
+        reader: Reader
+        requests: Iterable[Any] = _WITHOUT_END
+        if is_stream(dataset):
+            reader = StreamReader(dataset, layout, rank=rank, key="data.val", endless=False)
+        else:
+            reader = MapReader(dataset, "data.val")
+            requests = list(batches(np.arange(len(dataset)), layout, rank))
         self._device = torch.device(device)
-        self._loader = _data_loader(dataset, chunks[rank :: layout.world], num_workers, self._device, rank)
+        self._loader = Loader(
+            reader,
+            requests,
+            collate,
+            num_workers=num_workers,
+            pin=self._device.type == "cuda",
+            seed=rank,
+        )
 
-    def __len__(self) -> int:
-        return len(self._weights)
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return prefetch(self._micro_batches(), self._device)
 
-    def __iter__(self) -> Iterator[tuple[Any, int]]:
-        for batch, weight in zip(self._loader, self._weights, strict=True):
-            yield to_device(batch, self._device), weight
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Moves the tensors of a batch: a tensor, or lists, tuples, named tuples and mappings of batches."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        for draw in self._loader:
+            if draw is None:  # the end of a stream's pass
+                return
+            yield MicroBatch(draw.content, draw.samples)
 
 
-def _data_loader(
-    dataset: Dataset[Any], batches: Any, num_workers: int, device: torch.device, seed: int
-) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=device.type == "cuda",
-        # Its own generator: from the global one, starting to iterate would shift the model's dropout.
-        generator=torch.Generator().manual_seed(seed),
-    )
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None

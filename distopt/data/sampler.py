@@ -1,8 +1,9 @@
-"""The order of training samples: a function of (seed, epoch) alone, resumable anywhere in an epoch."""
+"""Which samples a rank draws: the order of an epoch, and the cuts through a global batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,63 +11,111 @@ from distopt.config import BatchLayout
 from distopt.errors import ConfigError
 
 
+class Draw(NamedTuple):
+    """What one rank draws for one micro-step."""
+
+    ids: Sequence[int]
+    """Indices into the dataset, or positions in a stream's pass."""
+    samples: int
+    """How many of them count: all, or none where the draw is a dummy that only keeps step."""
+    total: int
+    """Samples in the whole global batch."""
+    epoch: int
+    place: dict[str, Any]
+    """Where the next global batch begins, in the dataset or in the shard."""
+    shard: int = 0
+    """Which of this rank's shards of a stream."""
+    content: Any = None
+    """The samples, once they are read; then the batch that they make."""
+
+
+def cut(
+    ids: Sequence[int], layout: BatchLayout, rank: int, epoch: int, place: dict[str, Any]
+) -> Iterator[Draw | None]:
+    """Cuts a global batch into one rank's micro-batches; None for a micro-step in which no rank has a sample.
+
+    A rank has a contiguous part of a whole batch. Of a smaller one it has what is there of that part: where
+    nothing is, and another rank has something, it draws the first sample as a dummy.
+
+    Args:
+        ids: All of the global batch, at most `layout.batch_size`.
+        layout: How a whole batch is cut up.
+        rank: Whose micro-batches.
+        epoch: Goes into each draw, as `place` does.
+        place: Where the next global batch begins.
+    """
+    size = layout.micro_batch_size
+    part = layout.accumulation * size
+    for start in range(0, part, size):
+        mine = ids[rank * part + start : rank * part + start + size]
+        # Rank 0 has the first samples of each micro-step: without one, nobody has any.
+        yield Draw(mine or ids[:1], len(mine), len(ids), epoch, place) if start < len(ids) else None
+
+
 class GlobalBatchSampler:
-    """Yields this rank's micro-batches of indices, without end; use it as a DataLoader's `batch_sampler`.
+    """The order of training samples: a function of (seed, epoch) alone, resumable anywhere in an epoch.
 
-    An epoch is a permutation of all samples, cut into global batches; an incomplete last one is dropped.
-    Each rank takes a contiguous part of every global batch and cuts it into micro-batches. So the global
-    batches are the same for every world size and micro-batch size.
-
-    The sampler's place is `(epoch, offset)`, where `offset` counts the samples of the epoch that are used
-    up. Iterating starts there but does not move it, since a loader draws ahead of what is trained on:
-    `advance` moves it, by one global batch.
+    An epoch is a permutation of all samples, cut into global batches, which are the same for every world size
+    and micro-batch size. The last has what is left over.
 
     Args:
         length: Number of samples in the dataset.
         layout: How a global batch is cut up.
         rank: This process's place in the world.
         seed: The same on every rank; not negative.
+        drop_last: Leave out a last batch that is not whole.
 
     Raises:
         ConfigError: The batch is larger than the dataset.
     """
 
-    def __init__(self, length: int, layout: BatchLayout, *, rank: int = 0, seed: int = 0) -> None:
-        if layout.batch_size > length:
-            raise ConfigError(
-                "data.batch_size",
-                "larger than the training data",
-                given=layout.batch_size,
-                allowed=f"at most {length}",
-            )
+    def __init__(
+        self, length: int, layout: BatchLayout, *, rank: int = 0, seed: int = 0, drop_last: bool = False
+    ) -> None:
+        check_length(length, layout)
         self.length = length
         self.layout = layout
         self.rank = rank
         self.seed = seed
-        self.epoch = 0
-        self.offset = 0
+        self.drop_last = drop_last
 
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, offset = self.epoch, self.offset
-        batch_size, share = self.layout.batch_size, self.layout.batch_size // self.layout.world
+    def draws(self, epoch: int = 0, offset: int = 0) -> Iterator[Draw | None]:
+        """This rank's draws without end, `layout.accumulation` for each global batch.
+
+        Args:
+            epoch: Where to begin.
+            offset: Samples of that epoch that are used up, under whatever world size and batch size.
+        """
         while True:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-            for start in range(offset, self.length - batch_size + 1, batch_size):
-                mine = order[start + self.rank * share : start + (self.rank + 1) * share]
-                for micro_batch in mine.reshape(-1, self.layout.micro_batch_size):
-                    yield micro_batch.tolist()
+            yield from batches(
+                order, self.layout, self.rank, epoch=epoch, offset=offset, drop_last=self.drop_last
+            )
             epoch, offset = epoch + 1, 0
 
-    def advance(self) -> None:
-        """Moves the place past the next global batch."""
-        if self.offset + self.layout.batch_size > self.length:
-            self.epoch, self.offset = self.epoch + 1, 0
-        self.offset += self.layout.batch_size
 
-    def state_dict(self) -> dict[str, int]:
-        """The place, valid for any world size, micro-batch size and batch size."""
-        return {"epoch": self.epoch, "offset": self.offset}
+def batches(
+    order: np.ndarray[Any, np.dtype[np.int64]],
+    layout: BatchLayout,
+    rank: int,
+    *,
+    epoch: int = 0,
+    offset: int = 0,
+    drop_last: bool = False,
+) -> Iterator[Draw | None]:
+    """One rank's draws from the rest of one epoch, whose samples come in `order`."""
+    for start in range(offset, len(order), layout.batch_size):
+        ids = order[start : start + layout.batch_size].tolist()
+        if len(ids) == layout.batch_size or not drop_last:
+            yield from cut(ids, layout, rank, epoch, {"epoch": epoch, "offset": start + len(ids)})
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes up a place that `state_dict` gave; the next iteration starts there."""
-        self.epoch, self.offset = state["epoch"], state["offset"]
+
+def check_length(length: int, layout: BatchLayout) -> None:
+    """Raises ConfigError where `length` samples are less than one global batch."""
+    if layout.batch_size > length:
+        raise ConfigError(
+            "data.batch_size",
+            "larger than the training data",
+            given=layout.batch_size,
+            allowed=f"at most {length}",
+        )

@@ -1,0 +1,17 @@
+"""What the user's code raises is said in terms of the user's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distopt.errors import ConfigError, describe
+
+
+@contextmanager
+def blaming(key: str, what: str) -> Iterator[None]:
+    """Makes a ConfigError at `key` of what the block, a call of the user's `what`, raises."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(key, f"{what} raised {describe(error)}") from error

@@ -1,0 +1,145 @@
+"""From a request to a batch, in a worker or in the training process.
+
+What fails on the way travels back as a value: an exception that a worker raises reaches the training process
+as text in another exception, or not at all where its class has a constructor of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from distopt.data.batch import Collate, keys, listed, make_batch, outline
+from distopt.data.blame import blaming
+from distopt.data.sampler import Draw
+from distopt.errors import ConfigError, describe
+
+
+class Reader(Protocol):
+    """Reads samples; lives where they are read."""
+
+    key: str
+    """The config key of the dataset."""
+
+    def read(self, request: Any) -> Draw | None:
+        """The draw that is asked for, with its samples; None where there is nothing to draw."""
+
+
+class MapReader:
+    """Reads a map-style dataset; a request is a draw without its samples, or None."""
+
+    def __init__(self, dataset: Any, key: str) -> None:
+        self.dataset = dataset
+        self.key = key
+
+    def read(self, request: Draw | None) -> Draw | None:
+        """Raises ConfigError where the dataset raises."""
+        return request and request._replace(content=self.samples(request.ids))
+
+    def samples(self, ids: Sequence[int]) -> list[Any]:
+        """Raises ConfigError where the dataset raises."""
+        name = type(self.dataset).__name__
+        if getattr(self.dataset, "__getitems__", None):
+            with blaming(self.key, f"{name}.__getitems__([{listed(ids)}])"):
+                return list(self.dataset.__getitems__(ids))
+        samples: list[Any] = []
+        try:
+            for i in ids:
+                samples.append(self.dataset[i])  # noqa: PERF401
+        except Exception as error:
+            problem = f"{name}.__getitem__({ids[len(samples)]}) raised {describe(error)}"
+            raise ConfigError(self.key, problem) from error
+        return samples
+
+
+class Loader:
+    """Answers requests in their order, by workers that read ahead.
+
+    Args:
+        reader: Reads the samples.
+        requests: What the reader is asked for; iterated anew each time.
+        collate: Makes a batch of samples; None for torch's default_collate.
+        num_workers: Processes that read; 0 reads in this one.
+        pin: Put batches into pinned memory.
+        seed: Of the workers.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        requests: Iterable[Any],
+        collate: Collate | None,
+        *,
+        num_workers: int,
+        pin: bool,
+        seed: int,
+    ) -> None:
+        self._key = reader.key if collate is None else "data.collate"
+        self._loader = DataLoader(
+            _Fetcher(reader, collate),
+            batch_size=None,  # the fetcher makes the batches
+            collate_fn=_unchanged,
+            sampler=requests,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin,
+            # Its own generator: from the global one, starting to iterate would shift the model's dropout.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __iter__(self) -> Iterator[Draw | None]:
+        """The draws, each with its batch.
+
+        Raises:
+            ConfigError: Reading or collating failed, or a batch has other keys than the first one.
+        """
+        first: Draw | None = None
+        for answer in self._loader:
+            first = first or answer
+            error = self._error(answer, first)
+            if error:
+                break
+            yield answer
+        else:
+            return
+        # The workers end with the last reference to them. Left to the garbage collector, as what an exception
+        # refers to often is, they would be waited for in vain.
+        del self._loader
+        raise error
+
+    def _error(self, answer: Draw | ConfigError | None, first: Any) -> ConfigError | None:
+        if answer is None or isinstance(answer, ConfigError):
+            return answer
+        if keys(answer.content) == keys(first.content):
+            return None
+        return ConfigError(
+            self._key,
+            f"the batch of samples {listed(answer.ids)} has other keys than the first one",
+            given=outline(answer.content),
+            allowed=outline(first.content),
+        )
+
+
+class _Fetcher(Dataset[Draw | ConfigError | None]):
+    """What the DataLoader takes for a dataset: a request in, a draw with its batch out."""
+
+    def __init__(self, reader: Reader, collate: Collate | None) -> None:
+        self.reader = reader
+        self.collate = collate
+
+    def __getitem__(self, request: Any) -> Draw | ConfigError | None:
+        try:
+            draw = self.reader.read(request)
+            if draw is None:
+                return None
+            batch = make_batch(draw.content, draw.ids, self.collate, self.reader.key)
+            return draw._replace(content=batch)
+        except ConfigError as error:
+            return error
+
+
+def _unchanged(answer: Any) -> Any:
+    return answer

@@ -1,0 +1,159 @@
+"""Streams, which can only be iterated: what a rank draws of one, read whole or by shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils import worker
+
+from distopt.config import BatchLayout
+from distopt.data.blame import blaming
+from distopt.data.passes import START, Passes
+from distopt.data.sampler import Draw, check_length, cut
+
+
+def is_stream(dataset: object) -> bool:
+    """Whether a dataset is iterated rather than indexed."""
+    return isinstance(dataset, IterableDataset) or (
+        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
+
+
+class StreamReader:
+    """Reads a stream that all ranks and workers read alike, and keeps what the rank draws of it.
+
+    Request n is for micro-step n % accumulation of global batch n // accumulation. Requests go up; one that
+    does not begins anew at `place`.
+
+    Args:
+        dataset: What is iterated.
+        layout: How a global batch is cut up.
+        rank: This process's place in the world.
+        key: The config key of the dataset.
+        place: Where to begin.
+        endless: Read pass after pass; else the answers to all requests behind the first pass are None.
+        drop_last: Leave out a pass's last batch that is not whole.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable[Any],
+        layout: BatchLayout,
+        *,
+        rank: int,
+        key: str,
+        place: dict[str, Any] = START,
+        endless: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.layout = layout
+        self.rank = rank
+        self.key = key
+        self.place = place
+        self.endless = endless
+        self.drop_last = drop_last
+        self._last: int | None = None
+
+    def read(self, request: int) -> Draw | None:
+        """Raises ConfigError where the dataset raises or yields nothing."""
+        step, micro_step = divmod(request, self.layout.accumulation)
+        if self._last is None or request <= self._last:
+            _worker_number()
+            self._batches = self._global_batches()
+            self._at, self._draws = -1, []
+        while self._at < step:
+            self._draws = next(self._batches, [])
+            self._at += 1
+        self._last = request
+        return self._draws[micro_step] if self._draws else None
+
+    def _global_batches(self) -> Iterator[list[Draw | None]]:
+        size, share = self.layout.batch_size, self.layout.batch_size // self.layout.world
+        mine = {0, *range(self.rank * share, (self.rank + 1) * share)}  # 0 for dummies
+        passes = Passes(self.dataset, self.key, self.place)
+        while True:
+            epoch, offset = passes.epoch, passes.offset
+            samples = passes.take(size, keep=mine)
+            whole = len(samples) == size
+            if self.endless and not whole and offset == 0:
+                check_length(len(samples), self.layout)
+            if samples and (whole or not self.drop_last):
+                ids = range(offset, offset + len(samples))
+                draws = cut(ids, self.layout, self.rank, epoch, passes.place())
+                yield [
+                    draw and draw._replace(content=[samples[i - offset] for i in draw.ids]) for draw in draws
+                ]
+            if not whole and not self.endless:
+                return
+
+
+class ShardReader:
+    """Reads a stream by its shards, one for each worker of each rank; all batches are whole.
+
+    Every request is for the next micro-batch of the worker's own shard. Workers answer in turn, and on a
+    resume the first worker takes up the shard whose turn it is.
+
+    Args:
+        dataset: What has `shard(num_shards=, index=)`.
+        layout: How a global batch is cut up.
+        rank: This process's place in the world.
+        key: The config key of the dataset.
+        places: Where to begin, for each of this rank's shards.
+        turn: Whose turn is first.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        layout: BatchLayout,
+        *,
+        rank: int,
+        key: str,
+        places: list[dict[str, Any]],
+        turn: int,
+    ) -> None:
+        self.dataset = dataset
+        self.layout = layout
+        self.rank = rank
+        self.key = key
+        self.places = places
+        self.turn = turn
+        self._micro_batches: Iterator[Draw] | None = None
+
+    def read(self, request: int) -> Draw:
+        """Raises ConfigError where the dataset raises or its shard yields nothing."""
+        if self._micro_batches is None:
+            shard = (self.turn + _worker_number()) % len(self.places)
+            self._micro_batches = self._read_shard(shard)
+        return next(self._micro_batches)
+
+    def _read_shard(self, shard: int) -> Iterator[Draw]:
+        shards = len(self.places)
+        num_shards, index = self.layout.world * shards, self.rank * shards + shard
+        call = f"{type(self.dataset).__name__}.shard(num_shards={num_shards}, index={index})"
+        with blaming(self.key, call):
+            part = self.dataset.shard(num_shards=num_shards, index=index)
+        passes = Passes(part, self.key, self.places[shard])
+        size = self.layout.micro_batch_size
+        while True:
+            epoch, offset = passes.epoch, passes.offset
+            samples: list[Any] = []
+            while len(samples) < size:
+                samples += passes.take(size - len(samples))
+            ids = range(offset, offset + size)
+            yield Draw(ids, size, self.layout.batch_size, epoch, passes.place(), shard, samples)
+
+
+def _worker_number() -> int:
+    """This worker's number, which the user's dataset does not see from now on.
+
+    A dataset that asks torch for it would read a part of its samples, of which only a part is kept.
+    """
+    info = get_worker_info()
+    if info is None:
+        return 0
+    worker._worker_info = None
+    return info.id
