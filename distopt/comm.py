@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,13 @@ def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device)
     return packed.tolist()
 
 
+def gather(value: T) -> list[T]:
+    """Every rank's `value`, by rank, on every rank; it travels by pickle."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def agree(facts: dict[str, str]) -> None:
     """Proves that every rank holds the same `facts`, before the first collective that depends on them.
 
@@ -99,8 +109,7 @@ def agree(facts: dict[str, str]) -> None:
     Raises:
         RuntimeError: On every rank, naming the fact and the ranks that hold something else than rank 0.
     """
-    everyones: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyones, facts)
+    everyones = gather(facts)
     for what, value in everyones[0].items():
         odd = [rank for rank, theirs in enumerate(everyones) if theirs[what] != value]
         if odd:

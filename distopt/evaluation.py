@@ -1,45 +1,150 @@
-"""Evaluation: the mean loss over a dataset, exact on any number of ranks."""
+"""Evaluation: the mean loss and the metrics over a dataset, exact on any number of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distopt import comm, names
-from distopt.objective import compute_loss
+from distopt import names, parallel
+from distopt.data import MicroBatch
+from distopt.errors import ConfigError, describe
+from distopt.gradients import autocast
+from distopt.means import Means
+from distopt.objective import TARGETS, Objective, Outcome, scalars
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Any, int]],
-    device: torch.device,
-    precision: AbstractContextManager[Any],
-) -> dict[str, float]:
-    """Evaluates `model`; its modules are in evaluation mode meanwhile.
+class Evaluation:
+    """Evaluates a model; its modules are in evaluation mode meanwhile.
 
     Args:
-        model: As trained; every rank calls this, with equally many batches.
-        batches: This rank's, each with the number of its samples (0 for one that only keeps step).
+        objective: The model as trained, and its loss.
+        batches: This rank's; every rank has equally many, and one without samples only keeps step.
+        metrics: By name, on `device`; each computes over all ranks by itself.
+        precision: What the forward computes in.
         device: This rank's own.
-        precision: The autocast context of training.
-
-    Returns:
-        `loss`: the mean over all samples of all ranks.
     """
-    # DDP's own forward would exchange buffers; FSDP's forward, which gathers parameters, stays.
-    module = names.unwrap(model)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    samples = 0
-    with _evaluating(module), torch.no_grad(), precision:
-        for batch, weight in batches:
-            total += weight * compute_loss(module, batch)
-            samples += weight
-    total_loss, total_samples = comm.sum_over_ranks([total, samples], device)
-    return {"loss": total_loss / total_samples}
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Iterable[MicroBatch],
+        metrics: Mapping[str, Metric],
+        *,
+        precision: Literal["fp32", "bf16", "fp16"],
+        device: torch.device,
+    ) -> None:
+        # DDP's own forward would exchange buffers; FSDP's forward, which gathers parameters, stays.
+        self._model = names.unwrap(objective.model)
+        self._objective = Objective(self._model, objective.loss)
+        self._batches = batches
+        self._metrics = metrics
+        self._precision = precision
+        self._device = device
+
+    def run(self) -> dict[str, float]:
+        """Evaluates on all batches; every rank calls this.
+
+        Returns:
+            `loss` and what else the model returned as numbers, each the mean over all items of all ranks;
+            and the metrics.
+
+        Raises:
+            ConfigError: A metric that does not take predictions and targets, or whose value is no number.
+        """
+        return self._run(self._batches)
+
+    def rehearse(self) -> dict[str, bool | None]:
+        """Evaluates on one batch, so that what fails does so now, not after many steps.
+
+        Returns:
+            What evaluation yields: name → whether higher is better, None where that is not known.
+        """
+        with warnings.catch_warnings(action="ignore"):  # of metrics that miss a class in so few samples
+            found = self._run(islice(self._batches, 1))
+        known = {name: metric.higher_is_better for name, metric in self._metrics.items()}
+        return {name: False if name == "loss" else known.get(name) for name in found}
+
+    def _run(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
+        parallel.average_buffers(self._model)
+        means = Means(self._device)
+        for metric in self._metrics.values():
+            metric.reset()
+        with _evaluating(self._model), torch.no_grad():
+            for batch, samples in batches:
+                with autocast(self._precision, self._device):
+                    outcome = self._objective(batch)
+                items = samples if outcome.items is None else outcome.items
+                means.add(scalars(outcome), items if samples else 0)
+                self._update_metrics(outcome, samples)
+        values, _ = means.reduce()
+        return values | {name: _compute(metric, name) for name, metric in self._metrics.items()}
+
+    def _update_metrics(self, outcome: Outcome, samples: int) -> None:
+        for name, metric in self._metrics.items():
+            untouched = not metric.update_called
+            if samples or untouched:
+                _update(metric, name, outcome)
+            if untouched and not samples:
+                _empty(metric)
+
+
+def _update(metric: Metric, name: str, outcome: Outcome) -> None:
+    prediction, target = outcome.prediction, outcome.target
+    key = f"eval.metrics.{name}"
+    if target is None:
+        raise ConfigError(
+            key,
+            "there is no target to compare with",
+            allowed=f"batches that are tuples ending with it, or mappings with one of {', '.join(TARGETS)}",
+        )
+    if isinstance(prediction, Tensor) and prediction.dtype in (torch.bfloat16, torch.float16):
+        prediction = prediction.float()
+    try:
+        metric.update(prediction, target)
+    except Exception as error:
+        raise ConfigError(
+            key,
+            f"{type(metric).__name__} does not take predictions and targets like these: {describe(error)}",
+            given=f"{_shape(prediction)} and {_shape(target)}",
+        ) from error
+
+
+def _empty(metric: Metric) -> None:
+    """Leaves a metric without samples, but with states that have a shape.
+
+    A rank that never updated would have empty lists, and not take part in the exchange of their tensors.
+    """
+    for name, initial in metric._defaults.items():
+        state = getattr(metric, name)
+        empty = [part[:0] for part in state] if isinstance(initial, list) else initial.clone()
+        setattr(metric, name, empty)
+
+
+def _compute(metric: Metric, name: str) -> float:
+    value = metric.compute()
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    raise ConfigError(
+        f"eval.metrics.{name}",
+        f"{type(metric).__name__} computes no single number",
+        given=_shape(value),
+        allowed="a metric that averages over classes (average: macro)",
+    )
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 @contextmanager

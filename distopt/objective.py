@@ -2,37 +2,181 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from distopt import names
 from distopt.errors import ConfigError
 
+TARGETS = ("target", "targets", "label", "labels")
+"""The keys of a batch that hold what a configured loss, or a metric, is to compare with."""
 
-def compute_loss(model: nn.Module, batch: Any) -> torch.Tensor:
-    """Runs `model` on a batch: a mapping gives keywords, a tuple or list arguments, else one argument.
+Number = Tensor | float
 
-    Returns:
-        The loss, a scalar: what the model returned, or the `loss` of the mapping or object it returned.
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of one batch.
+
+    Attributes:
+        loss: Scalar: the mean over the batch's items.
+        items: How many items that was; None where nothing said so, and each sample counts as one.
+        fields: All that was returned, by name.
+        prediction: What metrics look at: the output's `logits`, or the output.
+        target: What they compare it with; None where the batch has none.
+    """
+
+    loss: Tensor
+    items: Number | None
+    fields: Mapping[str, Any]
+    prediction: Any
+    target: Any
+
+
+class Objective:
+    """Runs a model on batches: a mapping gives keywords, a tuple or list arguments, else one argument.
+
+    Args:
+        model: As trained: wrapped.
+        loss: Called with the prediction and the target, which the model then does not get; None where the
+            model returns its loss. Both return a scalar, or a mapping or object with `loss`.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Any] | None = None) -> None:
+        self.model = model
+        self.loss = loss
+        self._fits = False
+
+    def __call__(self, batch: Any) -> Outcome:
+        """Runs the model, and the loss where there is one.
+
+        Raises:
+            ConfigError: The model does not take the batch, or no scalar loss with a gradient came out.
+        """
+        arguments, keywords, target = self._split(batch)
+        if not self._fits:
+            check_call(self.model, arguments, keywords)
+            self._fits = True
+        output = self.model(*arguments, **keywords)
+        fields = _fields(output)
+        prediction = fields.get("logits", output)
+        if self.loss is not None:
+            output = self.loss(prediction, target)
+            fields = _fields(output)
+        return Outcome(self._checked(output, fields), fields.get("num_items"), fields, prediction, target)
+
+    def check(self, batch: Any) -> None:
+        """Says whether the model's forward takes such a batch, without running it."""
+        arguments, keywords, _ = self._split(batch)
+        check_call(self.model, arguments, keywords)
+
+    def _split(self, batch: Any) -> tuple[Sequence[Any], dict[str, Any], Any]:
+        """A batch as the model's arguments and keywords, and the target."""
+        if isinstance(batch, Mapping):
+            key = next((key for key in TARGETS if key in batch), None)
+            target = None if key is None else batch[key]
+            if self.loss is None:
+                return (), dict(batch), target
+            if key is None:
+                raise self._no_target("a mapping of " + ", ".join(map(str, batch)))
+            return (), {name: value for name, value in batch.items() if name != key}, target
+        if isinstance(batch, tuple | list):
+            if self.loss is None:
+                return batch, {}, batch[-1] if len(batch) > 1 else None
+            if len(batch) < 2:
+                raise self._no_target("a single value")
+            return batch[:-1], {}, batch[-1]
+        if self.loss is not None:
+            raise self._no_target(f"a single {type(batch).__name__}")
+        return (batch,), {}, None
+
+    def _no_target(self, given: str) -> ConfigError:
+        return ConfigError(
+            "loss",
+            "is to be called with the output and the target, and the batch has no target",
+            given=given,
+            allowed=f"a tuple that ends with it, or a mapping with one of {', '.join(TARGETS)}",
+        )
+
+    def _checked(self, output: Any, fields: Mapping[str, Any]) -> Tensor:
+        loss = fields.get("loss", output)
+        is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
+        if is_scalar and (loss.requires_grad or not torch.is_grad_enabled()):
+            return loss  # type: ignore[no-any-return]
+        returned_by = names.unwrap(self.model) if self.loss is None else self.loss
+        problem = f"{_name(returned_by)} returned no scalar loss"
+        if is_scalar:
+            problem = (
+                f"{_name(returned_by)} returned a loss without a gradient: no parameter has a part in it"
+            )
+        allowed = "a 0-dimensional tensor, or a mapping or object with such a `loss`"
+        if self.loss is None:
+            allowed += "; or `loss: {type: …}`, to be called with the output and the batch's target"
+        key = "model" if self.loss is None else "loss"
+        raise ConfigError(key, problem, given=_describe(output, loss), allowed=allowed)
+
+
+def scalars(outcome: Outcome) -> dict[str, Number]:
+    """What is one number of all that was returned, the loss included."""
+    found = {name: value for name, value in outcome.fields.items() if _is_number(name, value)}
+    return {"loss": outcome.loss.detach(), **found}
+
+
+def check_call(model: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Holds a batch against the signature of the model's forward.
 
     Raises:
-        ConfigError: The model returned no scalar loss.
+        ConfigError: It does not fit; names what the batch has and what forward takes.
     """
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-    elif isinstance(batch, tuple | list):
-        output = model(*batch)
-    else:
-        output = model(batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", output)
-    if not isinstance(loss, torch.Tensor) or loss.ndim != 0:
-        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
+    module = names.unwrap(model)
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        has = f"keys {', '.join(keywords)}" if keywords else f"{len(arguments)} values"
         raise ConfigError(
             "model",
-            "forward returned no scalar loss",
-            given=type(output).__name__ + shape,
-            allowed="a 0-dimensional tensor, or a mapping or object with `loss`",
-        )
-    return loss
+            f"{names.module_type(module).__name__}.forward does not take what a batch has: {error}",
+            given=has,
+            allowed=", ".join(map(str, signature.parameters.values())) or "no arguments",
+        ) from None
+
+
+def _fields(output: Any) -> Mapping[str, Any]:
+    """What was returned, by name: of a mapping, a named tuple or an object; of anything else nothing."""
+    if isinstance(output, Mapping):
+        return output
+    if isinstance(output, Tensor):
+        return {}
+    if hasattr(output, "_asdict"):
+        return output._asdict()  # type: ignore[no-any-return]
+    return getattr(output, "__dict__", {})
+
+
+def _is_number(name: str, value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and name != "num_items"
+    return isinstance(value, int | float) and not isinstance(value, bool) and name != "num_items"
+
+
+def _name(function: Any) -> str:
+    if isinstance(function, nn.Module):
+        return f"{names.module_type(function).__name__}.forward"
+    function = getattr(function, "func", function)  # of a partial
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _describe(output: Any, loss: Any) -> str:
+    """`Tensor of shape (8, 10)`; `dict with logits, hidden`; `dict with loss, which is None`."""
+    if isinstance(output, Tensor):
+        return f"Tensor of shape {tuple(output.shape)}"
+    fields = _fields(output)
+    text = type(output).__name__ + (f" with {', '.join(map(str, fields))}" if fields else "")
+    if "loss" in fields:
+        text += f"; its loss is a {_describe(loss, loss)}" if loss is not None else "; its loss is None"
+    return text

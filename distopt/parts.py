@@ -1,28 +1,34 @@
-"""The parts of a run that the config names: datasets and model, built and looked at."""
+"""The parts of a run that the config names, built and looked at."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from distopt import registry
+from distopt.callbacks import Callback
 from distopt.config import Component, Config
+from distopt.data import is_stream
 from distopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 def train_dataset(config: Config, given: Dataset[Any] | None = None) -> Dataset[Any]:
     """Builds `data.train`, or takes what is `given` in its place.
 
     Raises:
-        ConfigError: It cannot be built, has no length, or is smaller than one batch.
+        ConfigError: It cannot be built, is no dataset, or does not tell how long `max_epochs` are.
     """
     dataset = _dataset(config.data.train, "data.train", given)
-    size = len(dataset)  # type: ignore[arg-type]
-    if config.data.batch_size > size:
-        problem, allowed = "larger than the training set", f"at most {size}"
-        raise ConfigError("data.batch_size", problem, given=config.data.batch_size, allowed=allowed)
+    if config.max_epochs and length(dataset) is None:
+        problem = "the length of data.train is not known"
+        raise ConfigError("max_epochs", problem, given=config.max_epochs, allowed="max_steps in its place")
     return dataset
 
 
@@ -30,9 +36,24 @@ def val_dataset(config: Config, given: Dataset[Any] | None = None) -> Dataset[An
     """Builds `data.val` where the config has it, or takes what is `given` in its place.
 
     Raises:
-        ConfigError: It cannot be built, has no length, or is empty.
+        ConfigError: It cannot be built, is no dataset, or is empty.
     """
     return _dataset(config.data.val, "data.val", given) if config.data.val else given
+
+
+def length(dataset: Dataset[Any]) -> int | None:
+    """Samples in a dataset; None for a stream that does not say."""
+    try:
+        return len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def collate(config: Config) -> Callable[[list[Any]], Any] | None:
+    """Builds `data.collate`, which is called with the samples of a batch; None for torch's own."""
+    if config.data.collate is None:
+        return None
+    return registry.build_function(config.data.collate, "collate", "data.collate", takes=1)
 
 
 def model(config: Config, given: nn.Module | None = None) -> nn.Module:
@@ -52,16 +73,51 @@ def model(config: Config, given: nn.Module | None = None) -> nn.Module:
     return built
 
 
+def loss(config: Config) -> Callable[[Any, Any], Any] | None:
+    """Builds `loss`, which is called with output and target; None where the model returns its loss.
+
+    Raises:
+        ConfigError: It cannot be built, or has parameters: they would belong to no optimizer group.
+    """
+    if config.loss is None:
+        return None
+    function = registry.build_function(config.loss, "loss", "loss", takes=2)
+    if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
+        problem = "has parameters of its own, which nothing would train"
+        raise ConfigError("loss", problem, given=config.loss.type, allowed="a model that returns this loss")
+    return function
+
+
+def metrics(config: Config, device: torch.device) -> dict[str, Metric]:
+    """Builds `eval.metrics`, each on `device`."""
+    components = config.eval.metrics if config.eval else {}
+    return {
+        name: registry.build(component, "metric", f"eval.metrics.{name}").to(device)
+        for name, component in components.items()
+    }
+
+
+def callbacks(config: Config, given: Sequence[Callback] = ()) -> dict[str, Callback]:
+    """Builds `callbacks`, by config key, and adds those `given`."""
+    built = {}
+    for i, component in enumerate(config.callbacks):
+        key = f"callbacks.{i}"
+        built[key] = registry.build(component, "callback", key)
+        if not isinstance(built[key], Callback):
+            problem = f"returned no callback, but a {type(built[key]).__name__}"
+            raise ConfigError(f"{key}.type", problem, given=component.type)
+    return built | {f"callbacks.{len(built) + i}": callback for i, callback in enumerate(given)}
+
+
 def _dataset(component: Component, key: str, given: Dataset[Any] | None) -> Dataset[Any]:
     dataset: Dataset[Any] = registry.build(component, "dataset", key) if given is None else given
-    map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    if not map_style or isinstance(dataset, IterableDataset):
+    if not is_stream(dataset) and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ConfigError(
             f"{key}.type",
-            "no map-style dataset",
+            "no dataset",
             given=component.type if given is None else type(given).__name__,
-            allowed="what has __len__ and __getitem__",
+            allowed="what has __len__ and __getitem__, or __iter__ (a stream)",
         )
-    if len(dataset) == 0:  # type: ignore[arg-type]
+    if length(dataset) == 0:
         raise ConfigError(key, "the dataset is empty", given=type(dataset).__name__)
     return dataset

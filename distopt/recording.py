@@ -50,6 +50,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._checkpoint = checkpoint
         self._began = time.monotonic()
         self._newest: dict[str, Any] = {}
+        self._stopped: str | None = None
         self._status: StatusFile | None = None
 
     def __enter__(self) -> Recording:
@@ -82,7 +83,7 @@ class Recording(AbstractContextManager["Recording"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None and self._status:
-            self._status.update(state="done")
+            self._status.update(state="done", reason=self._stopped)
         self._open.__exit__(kind, error, trace)
         if error is None:
             self._console.summary(
@@ -92,8 +93,15 @@ class Recording(AbstractContextManager["Recording"]):
                 loss=self._newest.get("loss"),
                 evaluation=self._newest.get("eval", {}),
                 baselines=self._baselines,
+                best=self._newest.get("best", {}),
                 checkpoint=self._relative(self._checkpoint),
+                outcome="finished" if self._stopped is None else "stopped",
+                reason=self._stopped,
             )
+
+    def stopped(self, reason: str) -> None:
+        """Records that the run ends before its last step, as it was asked to."""
+        self._stopped = reason
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Records a row of training or evaluation."""

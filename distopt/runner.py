@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
-from distopt import comm, parallel, parts
+from distopt import comm, introduction, parallel, parts
+from distopt.callbacks import BestValues, Callback, Callbacks
 from distopt.checkpoint import directory, resume, state
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader
 from distopt.errors import ConfigError
-from distopt.evaluation import evaluate
+from distopt.evaluation import Evaluation
+from distopt.gradients import GradientStep, Taken
 from distopt.monitor import Throughput, open_console
-from distopt.objective import compute_loss
+from distopt.objective import Objective
 from distopt.optim import build_optimizer, make_plan, try_optimizer
 from distopt.recording import Recording
 from distopt.schedule import build_schedule
@@ -35,8 +36,10 @@ class Runner:
     Args:
         config: From `load_config`.
         model: In place of `config.model`: on the CPU, unwrapped, with the same weights on every rank.
+        loss: In place of `config.loss`: called with the output and the target.
         train_data: In place of `config.data.train`.
         val_data: In place of `config.data.val`.
+        callbacks: Beside those of the config.
     """
 
     def __init__(
@@ -44,14 +47,18 @@ class Runner:
         config: Config,
         *,
         model: nn.Module | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
         train_data: Dataset[Any] | None = None,
         val_data: Dataset[Any] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config = config
         self.world = comm.World.from_env()
         self.device = self.world.device
         self.console = open_console(self.world.rank)
-        self._given = model, train_data, val_data
+        self._stop_reason: str | None = None
+        self._stopping = False
+        self._given = model, loss, train_data, val_data, callbacks
 
     def train(self) -> None:
         """Trains to the end of the run, from wherever its directory says that it stands.
@@ -71,6 +78,10 @@ class Runner:
                 self._introduce()
                 self._loop()
 
+    def stop(self, reason: str) -> None:
+        """Ends the run, with an evaluation and a checkpoint, at the next logged step or evaluation."""
+        self._stop_reason = reason
+
     def _prepare(self) -> None:
         """Model, plan, data: all that needs no other process, so that mistakes are found before one waits."""
         config = self.config
@@ -78,29 +89,43 @@ class Runner:
         if config.deterministic:
             make_deterministic()
         seed_everything(config.seed)
-        model, train_data, val_data = self._given
+        model, loss, train_data, val_data, callbacks = self._given
         self.model = parts.model(config, model)
         if not self.model.training:  # as `from_pretrained` leaves it; single modules may be frozen in theirs
             self.model.train()
+        self.loss = loss or parts.loss(config)
         self.plan = make_plan(self.model, config.optimizer)
         self.train_data = parts.train_dataset(config, train_data)
         self.val_data = parts.val_dataset(config, val_data)
-        loading: dict[str, Any] = {
-            "rank": self.world.rank,
-            "num_workers": config.data.num_workers,
-            "device": self.device,
-        }
-        self.batches = TrainLoader(self.train_data, self.layout, seed=config.seed, **loading)
-        if self.val_data is not None:
-            self.eval_batches = EvalLoader(self.val_data, self.layout, **loading)
-        self.steps_per_epoch = self.batches.steps_per_epoch
-        self.max_steps = config.max_steps or self.steps_per_epoch * (config.max_epochs or 0)
+        self._open_data()
+        self.max_steps = config.max_steps or (self.steps_per_epoch or 0) * (config.max_epochs or 0)
         if self.start.step > self.max_steps:
             problem = f"{self.start.checkpoint} is further than that already, at step {self.start.step}"
             raise ConfigError("max_steps", problem, given=self.max_steps)
         # A trial of both, without weights or a world: what they refuse is found here.
         trial = try_optimizer(self.plan, config.optimizer)
         build_schedule(trial, config.param_scheduler, self.steps_per_epoch, self.max_steps)
+        self._metrics = parts.metrics(config, self.device)
+        self.callbacks = Callbacks({"": BestValues()} | parts.callbacks(config, callbacks))
+
+    def _open_data(self) -> None:
+        """The loaders, and a first batch for the model's signature."""
+        config = self.config
+        loading: dict[str, Any] = {
+            "rank": self.world.rank,
+            "num_workers": config.data.num_workers,
+            "device": self.device,
+            "collate": parts.collate(config),
+        }
+        self.batches = TrainLoader(
+            self.train_data, self.layout, seed=config.seed, drop_last=config.data.drop_last, **loading
+        )
+        if self.val_data is not None:
+            self.eval_batches = EvalLoader(self.val_data, self.layout, **loading)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        batch = self.batches.first_batch()
+        if batch is not None:
+            Objective(self.model, self.loss).check(batch)
 
     def _assemble(self) -> None:
         """Wrap, bind, schedule, resume: in this order, since each reads what the one before made."""
@@ -110,112 +135,137 @@ class Runner:
                 "checkpoint to start from": str(self.start.checkpoint),
                 "plan of the optimizer's groups": self.plan.digest,
                 "length of the run": str(self.max_steps),
-                "number of training samples": str(len(self.train_data)),  # type: ignore[arg-type]
+                "number of training samples": str(parts.length(self.train_data)),
             }
         )
+        if config.sync_batchnorm:
+            self.model = parallel.sync_batchnorm(self.model, self.device)
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.device)
         self.wrapped = parallel.wrap(self.model, config.strategy.type, self.device)
+        self.objective = Objective(self.wrapped, self.loss)
         self.optimizer = build_optimizer(self.wrapped, config.optimizer, self.plan)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.schedule = build_schedule(
             self.optimizer, config.param_scheduler, self.steps_per_epoch, self.max_steps
         )
-        seed_everything(config.seed, self.world.rank)
-        self.step = 0  # optimizer steps done
-        self.lost: list[str] = []  # what the checkpoint could not give
-        if self.start.checkpoint is not None:
-            self.lost = state.load(
-                self.start.checkpoint, self.wrapped, self.optimizer, optimizer_type=self.plan.optimizer
+        self.gradient_step = GradientStep(
+            self.objective,
+            self.optimizer,
+            precision=config.precision,
+            clip=config.clip_grad,
+            device=self.device,
+        )
+        self.metrics: Mapping[
+            str, bool | None
+        ] = {}  # what evaluation yields: name → whether higher is better
+        if config.eval:
+            self.evaluation = Evaluation(
+                self.objective,
+                self.eval_batches,
+                self._metrics,
+                precision=config.precision,
+                device=self.device,
             )
-            progress = directory.read_progress(self.start.checkpoint)
-            self.batches.load_state_dict({"epoch": progress.epoch, "offset": progress.offset})
+            self.metrics = self.evaluation.rehearse()
+        self.step = 0  # optimizer steps done
+        seed_everything(config.seed, self.world.rank)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Takes up the checkpoint to start from, where there is one, and starts the callbacks."""
+        checkpoint = self.start.checkpoint
+        self.lost: list[str] = []  # what the checkpoint could not give
+        if checkpoint is not None:
+            self.lost = state.load(
+                checkpoint, self.wrapped, self.optimizer, optimizer_type=self.plan.optimizer
+            )
+            progress = directory.read_progress(checkpoint)
+            self.batches.load_state_dict(progress.data)
             self.step = progress.step
+        self.callbacks.on_start(self)
+        if checkpoint is not None:
+            self._load_others(state.load_others(checkpoint, self._others()))
 
     def _loop(self) -> None:
         config, first = self.config, self.step + 1
         batches = iter(self.batches)
         tokens_per_sample = getattr(self.train_data, "tokens_per_sample", None)
         self.throughput = Throughput(self.step, self.layout.batch_size, tokens_per_sample)
-        while self.step < self.max_steps:
+        while self.step < self.max_steps and not self._stopping:
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
-            loss, grad_norm = self._optimizer_step(next(batches), logs)
+            self.schedule.apply(self.step)
+            taken = self.gradient_step.take(next(batches), measure=logs)
             self.step += 1
+            self.callbacks.on_step(self)
             if logs:
-                self._log(loss, grad_norm)
+                self._log(taken)
             if config.eval and self._due(config.eval.every, self.step):
                 self._evaluate()
             if self._due(config.checkpoint.every, self.step):
                 self._save()
+        if self._stopping:
+            self.recording.stopped(self._stop_reason or "another rank asked for it")
+        self.callbacks.on_end(self)
 
     def _due(self, every: int | None, step: int) -> bool:
-        return step == self.max_steps or (every is not None and step % every == 0)
+        return self._stopping or step == self.max_steps or (every is not None and step % every == 0)
 
-    def _optimizer_step(
-        self, micro_batches: list[Any], logs: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns this rank's mean loss over its micro-batches, and the gradient's norm before clipping."""
-        self.schedule.apply(self.step)
-        losses = []
-        for i, batch in enumerate(micro_batches):
-            with parallel.gradient_sync(self.wrapped, enabled=i == len(micro_batches) - 1):
-                with self._precision():
-                    loss = compute_loss(self.wrapped, batch) / len(micro_batches)
-                loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        grad_norm = self._clip(logs)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return torch.stack(losses).sum(), grad_norm
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def _clip(self, logs: bool) -> torch.Tensor | None:
-        """Without `clip_grad` the norm is computed only for the steps that are logged."""
-        if self.config.clip_grad:
-            return nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad.max_norm)
-        if logs:
-            return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        return None
-
-    def _log(self, loss: torch.Tensor, grad_norm: torch.Tensor | None) -> None:
+    def _log(self, taken: Taken) -> None:
         """Records the step just done, with the values that it used."""
+        grad_norm = taken.grad_norm
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
-        [total_loss] = comm.sum_over_ranks([loss], self.device)
-        groups = self.optimizer.param_groups
-        self.recording.log(
-            {
-                "step": self.step,
-                "epoch": self.batches.epoch,
-                "loss": total_loss / self.world.size,
-                "lr": {group["name"]: float(group["lr"]) for group in groups},
-                "weight_decay": {g["name"]: g["weight_decay"] for g in groups if "weight_decay" in g},
-                "grad_norm": None if grad_norm is None else float(grad_norm),
-                "perf": self.throughput.measure(self.step),
-            }
-        )
-        if not math.isfinite(total_loss):
-            raise FloatingPointError(f"the loss of step {self.step} is {total_loss}")
+        assert taken.means is not None
+        means, [stops] = taken.means.reduce(self._stop_reason is not None)
+        loss, groups = means.pop("loss"), self.optimizer.param_groups
+        row = {
+            "step": self.step,
+            "epoch": self.batches.epoch,
+            "loss": loss,
+            "lr": {group["name"]: float(group["lr"]) for group in groups},
+            "weight_decay": {g["name"]: g["weight_decay"] for g in groups if "weight_decay" in g},
+            "grad_norm": None if grad_norm is None else float(grad_norm),
+            "perf": self.throughput.measure(self.step),
+        }
+        if means:
+            row["train"] = means
+        if self.config.precision == "fp16":
+            row["loss_scale"] = self.gradient_step.scaler.get_scale()
+        self.callbacks.on_log(self, row)
+        self.recording.log(row)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step} is {loss}")
+        self._stopping |= stops > 0
 
     def _evaluate(self) -> None:
         with self.throughput.pause():
-            parallel.average_buffers(self.model)
-            metrics = evaluate(self.wrapped, self.eval_batches, self.device, self._precision())
-            self.recording.log({"step": self.step, "epoch": self.batches.epoch, "eval": metrics})
+            row = {"step": self.step, "epoch": self.batches.epoch, "eval": self.evaluation.run()}
+            self.callbacks.on_eval(self, row)
+            self.recording.log(row)
+            [stops] = comm.sum_over_ranks([self._stop_reason is not None], self.device)
+            self._stopping |= stops > 0
 
     def _save(self) -> None:
         config = self.config
         path = directory.step_directory(config.work_dir, self.step)
-        progress = directory.Progress(step=self.step, **self.batches.state_dict(), world_size=self.world.size)
+        progress = directory.Progress(self.step, self.world.size, comm.gather(self.batches.state_dict()))
         documents = {"config.yaml": config.to_yaml(), "plan.json": json.dumps(self.plan.to_dict(), indent=1)}
         with self.throughput.pause():
             parallel.average_buffers(self.model)
-            state.save(path, self.wrapped, self.optimizer, progress, documents)
+            state.save(path, self.wrapped, self.optimizer, progress, documents, self._others())
             if self.world.is_main:
                 directory.prune(config.work_dir, config.checkpoint.keep_last)
             self.recording.saved(path)
+            self.callbacks.on_save(self, path)
+
+    def _others(self) -> dict[str, dict[str, Any]]:
+        """State that is neither the model's nor the optimizer's."""
+        return self.callbacks.state_dict() | {"loss scale": self.gradient_step.scaler.state_dict()}
+
+    def _load_others(self, states: Mapping[str, dict[str, Any]]) -> None:
+        self.callbacks.load_state_dict(states)
+        if scale := states.get("loss scale"):
+            self.gradient_step.scaler.load_state_dict(scale)
 
     def _record(self) -> Recording:
         """The run directory, opened for writing."""
@@ -232,28 +282,7 @@ class Runner:
         )
 
     def _introduce(self) -> None:
-        """What will be trained, and how: the header and the table of groups."""
-        config, layout = self.config, self.layout
-        parameters = {id(p): p for p in self.model.parameters()}.values()
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
-        launched = "" if self.world.launched else " (started without torchrun)"
-        backend = "nccl" if self.device.type == "cuda" else "gloo"
-        self.console.header(
-            {
-                "model": f"{type(self.model).__name__}, {total:,} parameters, {trainable:,} trainable",
-                "data": f"{config.data.train.type}, {len(self.train_data):,} samples",  # type: ignore[arg-type]
-                "world": f"{self.world.size} × {self.device.type} ({backend}){launched}",
-                "strategy": f"{config.strategy.type}, {config.precision}",
-                "batch": f"{layout.batch_size} = {layout.world} (ranks) ×"
-                f" {layout.micro_batch_size} (per forward) × {layout.accumulation} (accumulated)",
-                "steps": f"{self.max_steps:,} ({self.max_steps / self.steps_per_epoch:.3g} epochs)",
-                "work_dir": str(config.work_dir),
-                "start": f"step {self.step}, from {self.start.checkpoint.name}"
-                if self.start.checkpoint
-                else "afresh",
-            }
-        )
+        self.console.header(introduction.facts(self))
         self.console.groups(self.plan.to_dict()["groups"])
         for note in self.plan.notes:
             self.console.note(note)

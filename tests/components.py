@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+
+from distopt.callbacks import Callback, Run
 
 
 class Windows(Dataset):
@@ -73,3 +78,99 @@ class Failing(nn.Module):
         if self.calls == 2:
             raise ZeroDivisionError("a bug in the user's model")
         return self.weight.sum()
+
+
+class Recorder(Callback):
+    """Notes each hook with the step it was called at; counts steps in its state, as a number and a tensor."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.count = 0
+        self.weights = {"seen": torch.zeros(2)}
+
+    def on_start(self, run: Run) -> None:
+        self.calls.append(("start", run.step))
+
+    def on_step(self, run: Run) -> None:
+        self.count += 1
+        self.weights["seen"] += 1
+        self.calls.append(("step", run.step))
+
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
+        row["recorder"] = {"count": self.count}
+        self.calls.append(("log", run.step))
+
+    def on_eval(self, run: Run, row: dict[str, Any]) -> None:
+        self.calls.append(("eval", run.step))
+
+    def on_save(self, run: Run, checkpoint: Path) -> None:
+        assert checkpoint.is_dir()
+        self.calls.append(("save", run.step))
+
+    def on_end(self, run: Run) -> None:
+        self.calls.append(("end", run.step))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls.append(("load", state["count"]))
+        self.count, self.weights = state["count"], state["weights"]
+
+
+class StopOnOneRank(Callback):
+    """Asks for the end at one step, on one rank only."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_step(self, run: Run) -> None:
+        if (run.world.rank, run.step) == (self.rank, self.step):
+            run.stop("enough")
+
+
+class Points(Dataset):
+    """Points of the plane and which of three sectors they are in; `form` is a tuple or a mapping."""
+
+    def __init__(self, length: int = 64, seed: int = 0, form: str = "tuple") -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.points = torch.randn(length, 2, generator=generator)
+        self.labels = ((torch.atan2(*self.points.T) + torch.pi) * 3 / (2 * torch.pi)).long().clamp(max=2)
+        self.form = form
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.form == "tuple":
+            return self.points[index], self.labels[index]
+        return {"points": self.points[index], "labels": self.labels[index]}
+
+
+class Classifier(nn.Module):
+    """Returns logits: of points, as a tensor, or in a mapping where `named`."""
+
+    def __init__(self, named: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+        self.named = named
+
+    def forward(self, points: torch.Tensor) -> Any:
+        logits = self.layers(points)
+        return {"logits": logits} if self.named else logits
+
+
+class OwnLoss(Classifier):
+    """Computes its loss itself; returns logits and a number beside it."""
+
+    def forward(self, points: torch.Tensor, labels: torch.Tensor) -> Any:
+        logits = self.layers(points)
+        hits = (logits.argmax(1) == labels).float().mean()
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits, "hits": hits}
+
+
+def masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int = 0) -> dict[str, Any]:
+    """The mean over the points of all classes but one."""
+    kept = labels != ignore
+    loss = nn.functional.cross_entropy(logits[kept], labels[kept])
+    return {"loss": loss, "num_items": kept.sum()}

@@ -22,7 +22,7 @@ CFG = {
     "paramwise_cfg": {"norm_decay_mult": 0, "bypass_duplicate": True},
 }
 OPTIMIZER = "AdamW"
-PROGRESS = directory.Progress(step=3, epoch=1, offset=24, world_size=2)
+PROGRESS = directory.Progress(step=3, world_size=2, data=[{"epoch": 1, "offset": 24}] * 2)
 
 
 def _make(strategy: str, seed: int, depth: int = 2, cfg: dict = CFG):

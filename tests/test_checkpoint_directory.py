@@ -21,7 +21,7 @@ OTHER = {**CONFIG, "optimizer": {"lr": 3e-4}}
 def _commit(work_dir: Path, step: int) -> Path:
     path = directory.step_directory(work_dir, step)
     path.mkdir(parents=True)
-    directory.Progress(step, 0, step * 8, 2).write(path)
+    directory.Progress(step, 2, [{"epoch": 0, "offset": step * 8}]).write(path)
     return path
 
 

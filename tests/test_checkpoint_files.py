@@ -17,7 +17,7 @@ from distopt.checkpoint.reader import TensorReader
 from distopt.checkpoint.state import load, save
 from tests.kit import run_distributed
 
-PROGRESS = directory.Progress(step=3, epoch=1, offset=24, world_size=2)
+PROGRESS = directory.Progress(step=3, world_size=2, data=[{"epoch": 1, "offset": 24}] * 2)
 
 
 def _make() -> tuple[nn.Module, torch.optim.Optimizer]:

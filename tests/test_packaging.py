@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -19,8 +20,11 @@ import distopt
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"].values()
 REQUIREMENTS = [
-    Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"])
+    requirement
+    for requirement in map(Requirement, (*PROJECT["dependencies"], *chain.from_iterable(EXTRAS)))
+    if requirement.name != "distopt"
 ]
 PINS = {
     canonicalize_name(name): version

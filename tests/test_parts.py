@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from distopt import parts
-from distopt.config import Config, validate
+from distopt.config import Component, Config, validate
 from distopt.errors import ConfigError
 
 HERE = __name__
@@ -74,15 +74,21 @@ def test_an_empty_dataset_is_refused():
     assert error_of(parts.val_dataset, config(val=empty)).key == "data.val"
 
 
-def test_a_batch_larger_than_the_training_set_is_refused():
-    error = error_of(parts.train_dataset, config(batch_size=11))
-    assert (error.key, error.given, error.allowed) == ("data.batch_size", 11, "at most 10")
+def test_what_is_no_dataset_is_refused():
+    error = error_of(parts.train_dataset, config(train={"type": f"{HERE}:make_nothing"}))
+    assert (error.key, error.problem) == ("data.train.type", "no dataset")
 
 
-@pytest.mark.parametrize("name", ["Stream", "make_nothing"])
-def test_what_is_no_map_style_dataset_is_refused(name):
-    error = error_of(parts.train_dataset, config(train={"type": f"{HERE}:{name}"}))
-    assert (error.key, error.problem) == ("data.train.type", "no map-style dataset")
+def test_a_stream_is_a_dataset():
+    assert len(parts.train_dataset(config(train={"type": f"{HERE}:Stream"}, batch_size=3))) == 3
+
+
+def test_a_loss_with_parameters_is_refused():
+    given = config().model_copy(
+        update={"loss": Component(type="torch.nn:Linear", in_features=1, out_features=1)}
+    )
+    error = error_of(parts.loss, given)
+    assert (error.key, error.problem) == ("loss", "has parameters of its own, which nothing would train")
 
 
 def test_what_is_no_module_is_refused():

@@ -13,6 +13,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 _COMMITTED = re.compile(r"step_\d{8,}")
 _PARTIAL = ".partial"
@@ -25,10 +26,9 @@ class Progress:
 
     step: int
     """Optimizer steps done."""
-    epoch: int
-    offset: int
-    """Samples of the epoch that were trained on."""
     world_size: int
+    data: list[dict[str, Any]]
+    """The place of each rank in the training data."""
 
     def write(self, directory: Path) -> None:
         write_text(directory / _PROGRESS, json.dumps(asdict(self), indent=2) + "\n")
@@ -41,8 +41,8 @@ def read_progress(checkpoint: Path) -> Progress:
         progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if not all(type(value) is int for value in asdict(progress).values()):
-        raise ValueError(f"{path}: not all values are integers")
+    if type(progress.step) is not int or not isinstance(progress.data, list):
+        raise ValueError(f"{path}: not what a checkpoint has there")
     return progress
 
 

@@ -15,12 +15,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from distopt.checkpoint import optimizer_state, rng
+from distopt.checkpoint import extras, optimizer_state, rng
 from distopt.checkpoint.directory import Progress, commit, partial_of, remove, write_text
 from distopt.checkpoint.reader import TensorReader
 from distopt.errors import ConfigError
 
 _OPTIMIZER_VALUES = "optimizer.json"
+_EXTRA_VALUES = "extras.json"
 
 
 def save(
@@ -29,6 +30,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     documents: Mapping[str, str],
+    others: extras.States | None = None,
 ) -> None:
     """Writes and commits a checkpoint; every rank calls it and writes its part.
 
@@ -38,15 +40,26 @@ def save(
         optimizer: Whose groups have `param_names`.
         progress: How far the run is.
         documents: Further text files, name → content; `plan.json` tells `load` the optimizer's type.
+        others: Further state: plain data, of which rank 0's is written, and tensors.
 
     Raises:
         OSError: On every rank, where one could not write; nothing is left behind.
-        ConfigError: Where the model's state is not all tensors.
+        ConfigError: Where the model's state is not all tensors, or that of others not plain data.
     """
     partial, rank = partial_of(directory), dist.get_rank()
+    others = others or {}
     tensors, values = optimizer_state.split(optimizer)
-    documents = {**documents, _OPTIMIZER_VALUES: json.dumps(values)}
-    state = {"model": _model_state(model), "optim": tensors, "rng": {str(rank): rng.capture()}}
+    documents = {
+        **documents,
+        _OPTIMIZER_VALUES: json.dumps(values),
+        _EXTRA_VALUES: extras.values_of(others),
+    }
+    state = {
+        "model": _model_state(model),
+        "optim": tensors,
+        "rng": {str(rank): rng.capture()},
+        "extras": extras.tensors_of(others),
+    }
 
     def write_documents() -> None:
         progress.write(partial)
@@ -95,16 +108,39 @@ def load(
         if key.startswith(own_rng)
     }
     state["rng"] = {str(dist.get_rank()): random_state}
-    try:
-        state_dict_loader.load(state, storage_reader=reader)
-    except CheckpointException as error:
-        raise ConfigError("resume", f"{directory} cannot be read: {_first_line(error)}") from error
+    _read(state, reader, directory)
     set_model_state_dict(model, state["model"])
     rng.restore(random_state)
     if not same_optimizer:
         return [f"the optimizer was {last_type}, is {optimizer_type}: its state starts afresh"]
     optimizer_state.restore(optimizer, state["optim"], _read_json(directory / _OPTIMIZER_VALUES))
     return []
+
+
+def load_others(directory: Path, fresh: extras.States) -> extras.States:
+    """What `save` wrote of others, of those that are there and here.
+
+    Args:
+        directory: As for `load`.
+        fresh: Their state now: its tensors are loaded into, whatever their layout.
+    """
+    reader = TensorReader(directory)
+    values = _read_json(directory / _EXTRA_VALUES)
+    found: extras.States = {}
+    for owner in sorted(fresh.keys() & values.keys()):  # reading is a collective: all in one order
+        tensors = extras.tensors_of(fresh[owner])
+        if tensors:
+            _read({"extras": {owner: tensors}}, reader, directory)
+        found[owner] = extras.merged(values[owner], tensors)
+    return found
+
+
+def _read(state: dict[str, Any], reader: TensorReader, directory: Path) -> None:
+    """Reads into the tensors of `state`."""
+    try:
+        state_dict_loader.load(state, storage_reader=reader)
+    except CheckpointException as error:
+        raise ConfigError("resume", f"{directory} cannot be read: {_first_line(error)}") from error
 
 
 def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from distopt import parts
 from distopt.cli.wording import counted
-from distopt.config import Config
+from distopt.config import Config, batch_layout
+from distopt.data import TrainLoader
 from distopt.errors import ConfigError, collecting, raise_all
+from distopt.objective import Objective
 from distopt.optim import make_plan, try_optimizer
 from distopt.schedule import build_schedule
 
 
 def full_check(config: Config) -> list[str]:
-    """Builds the datasets, the model on the meta device, the plan, and a trial of optimizer and schedule.
+    """Builds all that the config names, the model on the meta device, and holds the parts against each other.
 
     Returns:
         Lines that say what was found, warnings included.
@@ -24,18 +28,27 @@ def full_check(config: Config) -> list[str]:
     """
     errors: list[ConfigError] = []
     found: list[str] = []
+    batch = None
     with collecting(errors):
-        samples = len(parts.train_dataset(config))  # type: ignore[arg-type]
-        steps_per_epoch = samples // config.data.batch_size
-        max_steps = config.max_steps or (config.max_epochs or 0) * steps_per_epoch
-        found.append(
-            f"data: {counted(samples, 'sample')}, {counted(steps_per_epoch, 'step')} an epoch,"
-            f" {counted(max_steps, 'step')} in all"
+        train_data = parts.train_dataset(config)
+        batches = TrainLoader(
+            train_data,
+            batch_layout(config, world=1),
+            collate=parts.collate(config),
+            drop_last=config.data.drop_last,
         )
+        steps_per_epoch = batches.steps_per_epoch
+        max_steps = config.max_steps or (config.max_epochs or 0) * (steps_per_epoch or 0)
+        found.append(_describe_data(parts.length(train_data), steps_per_epoch, max_steps))
+        batch = batches.first_batch()
+    for build in (parts.val_dataset, parts.callbacks, partial(parts.metrics, device=torch.device("cpu"))):
+        with collecting(errors):
+            build(config)
     with collecting(errors):
-        parts.val_dataset(config)
-    with collecting(errors):
-        plan = make_plan(_model_without_memory(config), config.optimizer)
+        model, loss = _model_without_memory(config), parts.loss(config)
+        if batch is not None:
+            Objective(model, loss).check(batch)
+        plan = make_plan(model, config.optimizer)
         found.append(
             f"optimizer: {counted(len(plan.groups), 'group')}: "
             + ", ".join(group.name for group in plan.groups)
@@ -46,6 +59,13 @@ def full_check(config: Config) -> list[str]:
         found += [*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)]
     raise_all(error.located(config.locate) for error in errors)
     return found
+
+
+def _describe_data(samples: int | None, steps_per_epoch: int | None, max_steps: int) -> str:
+    in_all = f"{counted(max_steps, 'step')} in all"
+    if samples is None or steps_per_epoch is None:
+        return f"data: a stream, {in_all}"
+    return f"data: {counted(samples, 'sample')}, {counted(steps_per_epoch, 'step')} an epoch, {in_all}"
 
 
 def _model_without_memory(config: Config) -> nn.Module:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from distopt import registry
 from distopt.checkpoint.resume import find_start
-from distopt.config import Config, batch_layout
+from distopt.config import Config, OpenSection, batch_layout
 from distopt.errors import ConfigError, collecting, raise_all
 from distopt.schedule import check_types
 
@@ -19,16 +20,9 @@ def preflight(config: Config, world: int | None) -> None:
         ConfigError: All that is wrong, with the `file:line` of each.
     """
     errors: list[ConfigError] = []
-    named = [
-        (config.model.type, "model", "model.type"),
-        (config.data.train.type, "dataset", "data.train.type"),
-        (config.optimizer.type, "optimizer", "optimizer.type"),
-    ]
-    if config.data.val:
-        named.append((config.data.val.type, "dataset", "data.val.type"))
-    for name, kind, key in named:
+    for key, kind, component in _components(config):
         with collecting(errors):
-            registry.check_name(name, kind, key)
+            registry.check_name(component.type, kind, f"{key}.type")
     with collecting(errors):
         _check_work_dir(config.work_dir)
     with collecting(errors):
@@ -39,6 +33,23 @@ def preflight(config: Config, world: int | None) -> None:
         with collecting(errors):
             batch_layout(config, world)
     raise_all(error.located(config.locate) for error in errors)
+
+
+def _components(config: Config) -> Iterator[tuple[str, str, OpenSection]]:
+    """Key, kind and section of all that has a type, but the schedules: those are no one's to name."""
+    yield "model", "model", config.model
+    yield "data.train", "dataset", config.data.train
+    yield "optimizer", "optimizer", config.optimizer
+    if config.data.val:
+        yield "data.val", "dataset", config.data.val
+    if config.data.collate:
+        yield "data.collate", "collate", config.data.collate
+    if config.loss:
+        yield "loss", "loss", config.loss
+    for name, metric in (config.eval.metrics if config.eval else {}).items():
+        yield f"eval.metrics.{name}", "metric", metric
+    for i, callback in enumerate(config.callbacks):
+        yield f"callbacks.{i}", "callback", callback
 
 
 def _check_work_dir(work_dir: Path) -> None:

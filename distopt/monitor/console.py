@@ -86,7 +86,9 @@ class Console:
         evaluation: Mapping[str, float],
         baselines: Mapping[str, float],
         checkpoint: str | None,
+        best: Mapping[str, float] | None = None,
         outcome: str = "finished",
+        reason: str | None = None,
     ) -> None:
         """What came out, and the command that shows the curves.
 
@@ -98,12 +100,16 @@ class Console:
             evaluation: The last evaluation's metrics; empty where there was none.
             baselines: Losses to compare the evaluation's with.
             checkpoint: The last one, relative to the run directory.
-            outcome: `finished`, or why not.
+            best: The best value so far of each metric that has one.
+            outcome: `finished`, or `stopped` …
+            reason: … and why.
         """
-        facts = {outcome: f"step {step:,} in {duration(seconds)}"}
+        facts = {outcome: f"step {step:,} in {duration(seconds)}" + (f": {reason}" if reason else "")}
         if loss is not None:
             facts["loss/train"] = metric(loss)
-        facts |= {f"eval/{name}": metric(value) for name, value in evaluation.items()}
+        for name, value in evaluation.items():
+            better = (best or {}).get(name, value)
+            facts[f"eval/{name}"] = metric(value) + (f"  best {metric(better)}" if better != value else "")
         if "loss" in evaluation and baselines:
             facts["eval/loss"] += "  " + ", ".join(
                 _compared(evaluation["loss"], name, value) for name, value in baselines.items()

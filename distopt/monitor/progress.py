@@ -71,7 +71,9 @@ class Progress:
 
     def _evaluation(self, row: Mapping[str, Any]) -> list[str]:
         parts = [f"step {row['step']:>{len(str(self._last_step))}}"]
-        parts += [f"eval/{name} {metric(value)}" for name, value in row["eval"].items()]
+        best = row.get("best", {})
+        for name, value in row["eval"].items():
+            parts.append(f"eval/{name} {metric(value)}" + (" (best)" if best.get(name) == value else ""))
         if "loss" in row["eval"] and self._baselines:
             others = ", ".join(f"{name} {metric(value)}" for name, value in self._baselines.items())
             parts.append(f"({others})")

@@ -1,0 +1,75 @@
+"""All callbacks of a run, called as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distopt.callbacks.base import Callback, Run
+from distopt.errors import ConfigError
+
+
+class Callbacks:
+    """Calls each hook of those that define it, in the order of the config.
+
+    Args:
+        callbacks: Config key (`callbacks.0`) → callback.
+    """
+
+    def __init__(self, callbacks: Mapping[str, Callback]) -> None:
+        self._callbacks = callbacks
+        self._names = _distinct(type(callback).__name__ for callback in callbacks.values())
+        # Looked up once: a run without such hooks pays nothing for them in its steps.
+        self._step_hooks = [
+            callback.on_step
+            for callback in callbacks.values()
+            if type(callback).on_step is not Callback.on_step
+        ]
+
+    def on_start(self, run: Run) -> None:
+        self._tell_all(lambda callback: callback.on_start(run))
+
+    def on_step(self, run: Run) -> None:
+        for hook in self._step_hooks:
+            hook(run)
+
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
+        self._tell_all(lambda callback: callback.on_log(run, row))
+
+    def on_eval(self, run: Run, row: dict[str, Any]) -> None:
+        self._tell_all(lambda callback: callback.on_eval(run, row))
+
+    def on_save(self, run: Run, checkpoint: Path) -> None:
+        self._tell_all(lambda callback: callback.on_save(run, checkpoint))
+
+    def on_end(self, run: Run) -> None:
+        self._tell_all(lambda callback: callback.on_end(run))
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """The state of each that has one, by the name of its class."""
+        states = zip(self._names, (c.state_dict() for c in self._callbacks.values()), strict=True)
+        return {name: state for name, state in states if state}
+
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
+        for name, callback in zip(self._names, self._callbacks.values(), strict=True):
+            if name in states:
+                callback.load_state_dict(states[name])
+
+    def _tell_all(self, call: Callable[[Callback], None]) -> None:
+        for key, callback in self._callbacks.items():
+            try:
+                call(callback)
+            except ConfigError as error:  # in a callback's own words, its keys are its arguments
+                error.under(key)
+                raise
+
+
+def _distinct(names: Any) -> Sequence[str]:
+    """The second `EarlyStop` is `EarlyStop.2`."""
+    counts: dict[str, int] = {}
+    found = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        found.append(name if counts[name] == 1 else f"{name}.{counts[name]}")
+    return found

@@ -1,0 +1,60 @@
+"""The state of what is neither model nor optimizer (callbacks, the loss scale), in mappings of any depth.
+
+Tensors are stored with the others; all else as JSON, since nothing in a checkpoint may be code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from distopt.errors import ConfigError
+
+States = dict[str, dict[str, Any]]
+"""Whose state → the state."""
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a state that is tensors, in mappings as they stood."""
+    found: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, Mapping) and (inner := tensors_of(value)):
+            found[name] = inner
+    return found
+
+
+def values_of(states: States) -> str:
+    """The rest, as JSON.
+
+    Raises:
+        ConfigError: A value that is no plain data, or a key that is no text.
+    """
+    for owner, state in states.items():
+        try:
+            if json.loads(json.dumps(_without_tensors(state))) != _without_tensors(state):
+                raise TypeError("its keys are not all text, or a tuple is in it")
+        except (TypeError, ValueError) as error:
+            problem = f"the state_dict of {owner} cannot be saved: {error}"
+            raise ConfigError("callbacks", problem, allowed="plain data and tensors") from None
+    return json.dumps({owner: _without_tensors(state) for owner, state in states.items()})
+
+
+def merged(values: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Both parts as one state again."""
+    whole = {**values, **tensors}
+    for name in values.keys() & tensors.keys():
+        whole[name] = merged(values[name], tensors[name])
+    return whole
+
+
+def _without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_tensors(value) if isinstance(value, Mapping) else value
+        for name, value in state.items()
+        if not isinstance(value, torch.Tensor)
+    }

@@ -1,0 +1,140 @@
+"""Micro-batches in, one optimizer step: forward, backward, accumulation, clipping."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from distopt import comm, parallel
+from distopt.config import ClipGradConfig
+from distopt.data import Step
+from distopt.errors import ConfigError
+from distopt.means import Means
+from distopt.objective import Objective, Outcome, scalars
+
+
+def autocast(precision: Literal["fp32", "bf16", "fp16"], device: torch.device) -> AbstractContextManager[Any]:
+    """What forward and loss run in."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class Taken(NamedTuple):
+    """What is known of a step that was taken; None and empty where it was not to be measured."""
+
+    means: Means | None = None
+    """The loss and the other scalars, over this rank's micro-batches."""
+    grad_norm: Tensor | None = None
+    """Of the gradient of all ranks, before clipping."""
+
+
+class GradientStep:
+    """Takes optimizer steps along the gradient of the mean over all items of the global batch.
+
+    The batch is spread over ranks and micro-batches of any size; what counts as an item is what the model
+    says in `num_items` (unmasked tokens), or else a sample.
+
+    Args:
+        objective: The wrapped model, whose gradients are means over ranks, and its loss.
+        optimizer: Steps the parameters.
+        precision: What the forward computes in; with fp16 the loss is scaled so that gradients do not
+            underflow, and a step whose gradients overflow is left out.
+        clip: None for no clipping.
+        device: This rank's own.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: Literal["fp32", "bf16", "fp16"],
+        clip: ClipGradConfig | None,
+        device: torch.device,
+    ) -> None:
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._precision = precision
+        self._clip_config = clip
+        self._device = device
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._counts_items: bool | None = None
+
+    def take(self, step: Step, measure: bool) -> Taken:
+        """Takes a step, and leaves no gradients.
+
+        Args:
+            step: This rank's micro-batches of a global batch; equally many on every rank.
+            measure: Whether to find out what `Taken` tells.
+        """
+        means = Means(self._device) if measure else None
+        items: Any = 0
+        for i, (batch, samples) in enumerate(step.micro_batches):
+            with parallel.gradient_sync(self.objective.model, enabled=i == len(step.micro_batches) - 1):
+                with autocast(self._precision, self._device):
+                    outcome = self.objective(batch)
+                    weight = self._weight(outcome, samples)
+                    share = self._share(outcome.loss, weight, step.samples)
+                self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            items = items + weight
+            if means is not None:
+                means.add(scalars(outcome), weight)
+        self.scaler.unscale_(self.optimizer)
+        if self._counts_items:
+            self._divide_by_items(items, step.samples)
+        grad_norm = self._clip(measure)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return Taken(means, grad_norm)
+
+    def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
+        """The items of a micro-batch; all ranks must count them, or none, since their sum is a collective."""
+        if self._counts_items is None:
+            self._counts_items = outcome.items is not None
+            comm.agree({"use of num_items": str(self._counts_items)})
+        if self._counts_items != (outcome.items is not None):
+            raise ConfigError("model", "returns num_items only at times", allowed="always, or never")
+        if outcome.items is None or samples == 0:
+            return samples
+        return outcome.items
+
+    def _share(self, loss: Tensor, weight: Tensor | float, samples: int) -> Tensor:
+        """A micro-batch's part in the loss whose gradient is averaged over ranks, as if items were samples.
+
+        So without `num_items` it is done; with them, the whole is divided by their number at the end, when
+        it is known.
+        """
+        factor = dist.get_world_size() / samples
+        if not self._counts_items:
+            return loss * (weight * factor)
+        if not isinstance(weight, Tensor):
+            weight = torch.full((), weight, device=self._device)
+        return torch.where(weight > 0, loss * weight, 0.0) * factor  # the mean over no items is no number
+
+    @torch.no_grad()
+    def _divide_by_items(self, items: Any, samples: int) -> None:
+        total = torch.as_tensor(items, dtype=torch.float32, device=self._device)
+        dist.all_reduce(total)
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+        torch._foreach_mul_(local, samples / total.clamp(min=1))
+
+    def _clip(self, measure: bool) -> Tensor | None:
+        """Without `max_norm` the norm is computed only where it is measured."""
+        norm = None
+        clip = self._clip_config
+        if clip and clip.max_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self._parameters, clip.max_norm)
+        elif measure:
+            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if clip and clip.max_value is not None:
+            nn.utils.clip_grad_value_(self._parameters, clip.max_value)
+        return norm if measure else None

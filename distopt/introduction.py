@@ -1,0 +1,40 @@
+"""What a run says of itself before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from distopt import parts
+
+if TYPE_CHECKING:
+    from distopt.runner import Runner
+
+
+def facts(runner: Runner) -> Mapping[str, str]:
+    """The lines of the header: what will be trained, how and where."""
+    config, layout, world = runner.config, runner.layout, runner.world
+    launched = "" if world.launched else " (started without torchrun)"
+    backend = "nccl" if runner.device.type == "cuda" else "gloo"
+    samples = parts.length(runner.train_data)
+    epochs = f" ({runner.max_steps / runner.steps_per_epoch:.3g} epochs)" if runner.steps_per_epoch else ""
+    checkpoint = runner.start.checkpoint
+    return {
+        "model": f"{type(runner.model).__name__}, {_parameters(runner.model)}",
+        "data": f"{config.data.train.type}, " + (f"{samples:,} samples" if samples else "a stream"),
+        "world": f"{world.size} × {runner.device.type} ({backend}){launched}",
+        "strategy": f"{config.strategy.type}, {config.precision}",
+        "batch": f"{layout.batch_size} = {layout.world} (ranks) ×"
+        f" {layout.micro_batch_size} (per forward) × {layout.accumulation} (accumulated)",
+        "steps": f"{runner.max_steps:,}{epochs}",
+        "work_dir": str(config.work_dir),
+        "start": f"step {runner.step}, from {checkpoint.name}" if checkpoint else "afresh",
+    }
+
+
+def _parameters(model: nn.Module) -> str:
+    parameters = {id(p): p for p in model.parameters()}.values()
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return f"{sum(p.numel() for p in parameters):,} parameters, {trainable:,} trainable"

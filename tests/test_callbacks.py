@@ -1,0 +1,149 @@
+"""Callbacks: when they are called, what they may do, what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distopt import ConfigError, Runner, load_config
+from tests.components import Recorder, StopOnOneRank
+from tests.kit import run_distributed
+from tests.runs import CONFIG, rows, status, train_alone, write_config
+
+STILL = {
+    "optimizer": {"type": "SGD", "lr": 0.0, "paramwise_cfg": {"bypass_duplicate": True}},
+    "param_scheduler": None,
+}
+"""Nothing improves."""
+
+
+def train_with(config: Path, *callbacks: Any) -> None:
+    Runner(load_config(config), callbacks=callbacks).train()
+
+
+def test_hooks_are_called_at_the_steps_that_they_name(tmp_path):
+    recorder = Recorder()
+    train_with(write_config(tmp_path, max_steps=4, log={"every": 3}, eval={"every": 2}), recorder)
+    assert recorder.calls == [
+        ("start", 0),
+        *[("step", 1), ("log", 1)],
+        *[("step", 2), ("eval", 2)],
+        *[("step", 3), ("log", 3)],
+        *[("step", 4), ("log", 4), ("eval", 4), ("save", 4)],
+        ("end", 4),
+    ]
+
+
+def test_a_callback_is_named_by_its_import_path_and_what_it_adds_to_a_row_is_recorded(tmp_path):
+    train_alone(write_config(tmp_path, callbacks=[{"type": "tests.components:Recorder"}]))
+    assert [row["recorder"]["count"] for row in rows(tmp_path / "run")] == list(range(1, 13))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("recorder/count")] == list(range(1, 13))
+
+
+def resume(config: Path, world_before: int) -> tuple[Any, ...]:
+    recorder = Recorder()
+    train_with(config, recorder)
+    return recorder.calls[:3], recorder.count, recorder.weights["seen"].tolist()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_state_comes_back_with_a_checkpoint_numbers_and_tensors(tmp_path, strategy):
+    run_distributed(resume, write_config(tmp_path, strategy=strategy, max_steps=5), 2)
+    path = write_config(tmp_path, strategy=strategy, max_steps=7)
+    for calls, count, seen in run_distributed(resume, path, 2):
+        assert calls == [("start", 5), ("load", 5), ("step", 6)]
+        assert (count, seen) == (7, [7.0, 7.0])
+
+
+def test_a_callback_that_is_new_starts_afresh(tmp_path):
+    train_alone(write_config(tmp_path, max_steps=5))
+    recorder = Recorder()
+    train_with(write_config(tmp_path, max_steps=7), recorder)
+    assert recorder.count == 2
+
+
+def test_two_of_one_class_keep_a_state_each(tmp_path):
+    train_with(write_config(tmp_path, max_steps=5), Recorder(), Recorder())
+    first, second = Recorder(), Recorder()
+    first.count = 1000
+    train_with(write_config(tmp_path, max_steps=6), first, second)
+    assert (first.count, second.count) == (6, 6)
+
+
+def stop(config: Path, *callbacks: Any) -> int:
+    runner = Runner(load_config(config), callbacks=callbacks)
+    runner.train()
+    return runner.step
+
+
+def test_one_rank_s_request_to_stop_ends_all_at_the_next_logged_step(tmp_path):
+    path = write_config(tmp_path, log={"every": 4}, eval={"every": 20})
+    assert run_distributed(stop, path, StopOnOneRank(rank=1, step=5)) == [8, 8]
+    assert status(tmp_path / "run")["state"] == "done"
+    assert status(tmp_path / "run")["checkpoint"] == "checkpoints/step_00000008"
+    assert rows(tmp_path / "run", "eval")[-1]["step"] == 8
+
+
+def test_early_stop_ends_a_run_that_does_not_improve_with_the_reason_and_for_good(tmp_path, capsys):
+    path = write_config(tmp_path, **STILL, eval={"every": 2}, callbacks={"type": "EarlyStop", "patience": 2})
+    train_alone(path)
+    assert status(tmp_path / "run")["step"] == 6
+    assert "loss has not improved on" in status(tmp_path / "run")["reason"]
+    assert "stopped" in capsys.readouterr().out
+    train_alone(path)
+    assert "finished at step 6, nothing to do" in capsys.readouterr().out
+
+
+def test_early_stop_goes_on_counting_after_a_resume(tmp_path):
+    changes = {**STILL, "eval": {"every": 2}, "callbacks": [{"type": "EarlyStop", "patience": 4}]}
+    train_alone(write_config(tmp_path, max_steps=6, **changes))
+    train_alone(write_config(tmp_path, **changes))
+    assert status(tmp_path / "run")["step"] == 10
+
+
+def test_early_stop_lets_a_run_that_improves_go_on(tmp_path):
+    train_alone(write_config(tmp_path, eval={"every": 2}, callbacks=[{"type": "EarlyStop", "patience": 1}]))
+    assert status(tmp_path / "run")["step"] == 12
+
+
+BAD = {
+    "unknown metric": (
+        {"metric": "acuracy"},
+        "callbacks.0.metric: evaluation produces no such metric",
+        "loss",
+    ),
+    "unknown mode": ({"mode": "least"}, "callbacks.0.mode: wrong value", "min, max"),
+    "no patience": ({"patience": 0}, "callbacks.0.patience: wrong value", "1 or more"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message", "allowed"), BAD.values(), ids=BAD)
+def test_what_early_stop_is_given_wrongly_is_said_before_anything_is_written(
+    tmp_path, arguments, message, allowed
+):
+    path = write_config(tmp_path, callbacks=[{"type": "EarlyStop", **arguments}])
+    with pytest.raises(ConfigError) as caught:
+        train_alone(path)
+    assert message in str(caught.value)
+    assert allowed in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_early_stop_without_evaluation_is_refused(tmp_path):
+    path = write_config(tmp_path, eval=None, callbacks=[{"type": "EarlyStop"}])
+    with pytest.raises(ConfigError, match="the config has no `eval`"):
+        train_alone(path)
+
+
+def test_the_best_value_is_kept_over_a_resume_and_recorded(tmp_path):
+    train_alone(write_config(tmp_path, max_steps=10))
+    worse = {**CONFIG["optimizer"], "lr": 1.0}
+    train_alone(write_config(tmp_path, optimizer=worse, param_scheduler=None))
+    evaluations = rows(tmp_path / "run", "eval")
+    values = [row["eval"]["loss"] for row in evaluations]
+    assert values[-1] > values[1]
+    assert [row["best"]["loss"] for row in evaluations] == [values[0], values[1], values[1]]
