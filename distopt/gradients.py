@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distopt import comm, parallel
+from distopt import comm, names, parallel
+from distopt.checkpoint import rng
 from distopt.config import ClipGradConfig
 from distopt.data import Step
 from distopt.errors import ConfigError
@@ -66,6 +67,20 @@ class GradientStep:
         self._device = device
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._counts_items: bool | None = None
+
+    @torch.no_grad()
+    def rehearse(self, step: Step) -> None:
+        """Runs the model on the first micro-batch, so that what is wrong with its loss is said at once.
+
+        In training mode, in which alone some models have a loss; buffers and random state are put back.
+        """
+        model = names.unwrap(self.objective.model)  # DDP's own forward would prepare for a backward
+        buffers, random_state = [buffer.clone() for buffer in model.buffers()], rng.capture()
+        with autocast(self._precision, self._device):
+            Objective(model, self.objective.loss)(step.micro_batches[0].batch)
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        rng.restore(random_state)
 
     def take(self, step: Step, measure: bool) -> Taken:
         """Takes a step, and leaves no gradients.

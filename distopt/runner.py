@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -170,6 +171,10 @@ class Runner:
         self.step = 0  # optimizer steps done
         seed_everything(config.seed, self.world.rank)
         self._resume()
+        self.steps = iter(self.batches)
+        first = next(self.steps)  # with its mistakes and those of the model, before anything is written
+        self.gradient_step.rehearse(first)
+        self.steps = chain([first], self.steps)
 
     def _resume(self) -> None:
         """Takes up the checkpoint to start from, where there is one, and starts the callbacks."""
@@ -188,13 +193,12 @@ class Runner:
 
     def _loop(self) -> None:
         config, first = self.config, self.step + 1
-        batches = iter(self.batches)
         tokens_per_sample = getattr(self.train_data, "tokens_per_sample", None)
         self.throughput = Throughput(self.step, self.layout.batch_size, tokens_per_sample)
         while self.step < self.max_steps and not self._stopping:
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.schedule.apply(self.step)
-            taken = self.gradient_step.take(next(batches), measure=logs)
+            taken = self.gradient_step.take(next(self.steps), measure=logs)
             self.step += 1
             self.callbacks.on_step(self)
             if logs:

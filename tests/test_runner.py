@@ -240,3 +240,16 @@ def test_a_given_dataset_smaller_than_the_batch_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match=r"data\.batch_size"):
         Runner(load_config(write_config(tmp_path)), train_data=Windows(length=15)).train()
+
+
+def test_the_run_s_own_config_reproduces_it(tmp_path, alone, monkeypatch):
+    """Bases, variables and overrides are resolved in it."""
+    monkeypatch.setenv("WIDTH", "16")
+    write_config(tmp_path, name="base.yaml", strategy="single", model={**CONFIG["model"], "width": 99})
+    derived = tmp_path / "derived.yaml"
+    derived.write_text("_base_: base.yaml\nmodel:\n  width: ${WIDTH}\nseed: 5\n")
+    train_alone(derived, "seed=0")
+    assert losses(tmp_path / "run") == losses(alone)
+    monkeypatch.delenv("WIDTH")
+    train_alone(tmp_path / "run" / "config.yaml", f"work_dir={tmp_path / 'again'}")
+    assert losses(tmp_path / "again") == losses(alone)
