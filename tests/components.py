@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from distopt.callbacks import Callback, Run
 
@@ -160,6 +161,14 @@ class Classifier(nn.Module):
         return {"logits": logits} if self.named else logits
 
 
+class NormedClassifier(Classifier):
+    """With BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers.insert(1, nn.BatchNorm1d(16))
+
+
 class OwnLoss(Classifier):
     """Computes its loss itself; returns logits and a number beside it."""
 
@@ -174,3 +183,27 @@ def masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int
     kept = labels != ignore
     loss = nn.functional.cross_entropy(logits[kept], labels[kept])
     return {"loss": loss, "num_items": kept.sum()}
+
+
+class PointStream(IterableDataset):
+    """`Points` in an order of each pass's own, which remembers its place."""
+
+    def __init__(self, length: int = 70) -> None:
+        self.points = Points(length)
+        self.epoch, self.place = 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(len(self.points), generator=torch.Generator().manual_seed(self.epoch))
+        for i in order[self.place :].tolist():
+            self.place += 1
+            yield self.points[i]
+        self.place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]

@@ -37,10 +37,32 @@ def test_strategies_and_the_fused_optimizer_give_the_same_losses(on_gpu, tmp_pat
     assert losses(tmp_path / "run") == pytest.approx(losses(on_gpu), rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_bf16_trains_close_to_fp32(on_gpu, tmp_path, strategy):
-    run(write_config(tmp_path, strategy=strategy, precision="bf16"))
+def test_half_precision_trains_close_to_fp32(on_gpu, tmp_path, strategy, precision):
+    run(write_config(tmp_path, strategy=strategy, precision=precision))
     assert losses(tmp_path / "run") == pytest.approx(losses(on_gpu), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "override", ["sync_batchnorm=true", "clip_grad={max_value: 0.01}", "data.num_workers=2"]
+)
+def test_a_model_with_batchnorm_and_a_loss_of_its_own_trains(tmp_path, override):
+    data = {"type": "tests.components:Points", "length": 70}
+    path = write_config(
+        tmp_path,
+        model={"type": "tests.components:NormedClassifier"},
+        loss={"type": "CrossEntropyLoss"},
+        data={"train": data, "val": data, "batch_size": 16},
+        optimizer={"type": "SGD", "lr": 0.1},
+        param_scheduler=None,
+        eval={
+            "every": 5,
+            "metrics": {"accuracy": {"type": "Accuracy", "task": "multiclass", "num_classes": 3}},
+        },
+    )
+    run(path, override)
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

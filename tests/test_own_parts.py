@@ -158,3 +158,17 @@ def test_parts_given_from_python_replace_those_of_the_config(tmp_path):
     (tmp_path / "b").mkdir()
     train_alone(config(tmp_path / "b"))
     assert first != losses(tmp_path / "b" / "run")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_synchronised_batchnorm_trains_as_one_process_does(tmp_path, strategy):
+    """In whole batches: a dummy of an uneven one would be normalised along."""
+    model, data = {"type": "tests.components:NormedClassifier"}, {**CHANGES["data"], "drop_last": True}
+    for name, world, changes in (("one", 1, {}), ("two", 2, {"sync_batchnorm": True})):
+        (tmp_path / name).mkdir()
+        whole = {**data, "micro_batch_size": 16 // world}
+        path = config(tmp_path / name, model=model, data=whole, strategy=strategy, **changes)
+        run_distributed(train, path, world=world)
+    assert losses(tmp_path / "two" / "run") == pytest.approx(losses(tmp_path / "one" / "run"), rel=1e-4)
+    one, two = (rows(tmp_path / name / "run", "eval")[-1]["eval"] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)

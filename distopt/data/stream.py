@@ -62,6 +62,10 @@ class StreamReader:
         step, micro_step = divmod(request, self.layout.accumulation)
         if self._last is None or request <= self._last:
             _worker_number()
+            if (
+                not self.endless and "dataset" not in self.place
+            ):  # where a pass that is broken off goes back to
+                self.place = Passes(self.dataset, self.key, START).place()
             self._batches = self._global_batches()
             self._at, self._draws = -1, []
         while self._at < step:
