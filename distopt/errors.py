@@ -110,6 +110,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" + (f" ({place})" if place else "")
 
 
+def name_of(function: Callable[..., object]) -> str:
+    """What the user calls a function or, where it is an instance, its class; for a partial, what is in it."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
 def raise_all(errors: Iterable[ConfigError]) -> None:
     """Raises all of `errors` as one; does nothing where there are none."""
     found = list(errors)

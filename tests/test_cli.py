@@ -124,6 +124,13 @@ def test_every_mistake_that_needs_no_import_is_found_at_once(complaint):
         assert f": {key}: " in said
 
 
+def test_the_name_of_an_object_among_arguments_is_looked_at(complaint):
+    assert complaint("model.inner=[{type: 'a:b', of: {type: 'a:b:c'}}]") == (
+        "override model.inner=[{type: 'a:b', of: {type: 'a:b:c'}}]: model.inner.0.of.type: "
+        "neither a short name nor an import path\n  given:    a:b:c\n  allowed:  package.module:Name\n\n"
+    )
+
+
 def test_a_key_is_located(complaint):
     Path("cfg.yaml").write_text(CONFIG.replace("depth: 1", "depth: one") + "sed: 1\n")
     assert complaint().startswith("cfg.yaml:14: sed: unknown key\n")
@@ -179,7 +186,7 @@ def test_a_full_check_finds_what_only_the_components_know_at_once(complaint):
     said = complaint("--full", "model.widht=3", "data.train.limit=4", "data.val.splt=val")
     for problem in (
         "override model.widht=3: model.widht: unknown argument of ByteGPT",
-        "cfg.yaml:5: data.batch_size: larger than the training set",
+        "cfg.yaml:5: data.batch_size: larger than the training data",
         "override data.val.splt=val: data.val.splt: unknown argument of StdlibText",
     ):
         assert problem in said

@@ -15,6 +15,7 @@ from distopt.config import (
     validate,
 )
 from distopt.config.document import parse
+from distopt.errors import ConfigError
 from tests.configs import MINIMAL, loading, plain_data
 
 load = pytest.fixture(loading)
@@ -76,6 +77,13 @@ def test_one_scheduler_may_stand_without_a_list(load):
 
 def test_no_scheduler_may_be_written_as_null(load):
     assert load(MINIMAL + "param_scheduler: null").param_scheduler == []
+
+
+def test_ddp_alone_looks_for_unused_parameters(load):
+    assert load(MINIMAL + "strategy: {find_unused_parameters: true}").strategy.find_unused_parameters
+    with pytest.raises(ConfigError, match="means nothing to fsdp") as caught:
+        load(MINIMAL + "strategy: {type: fsdp, find_unused_parameters: true}")
+    assert caught.value.key == "strategy.find_unused_parameters"
 
 
 @pytest.mark.parametrize("text", ["strategy: fsdp", "strategy: {type: fsdp}"])

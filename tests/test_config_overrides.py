@@ -87,6 +87,14 @@ def test_an_override_finds_a_key_that_contains_dots(load):
         ),
         ("param_scheduler.x=3", "override param_scheduler.x=3: param_scheduler.x: no such item of the list"),
         (
+            "callbacks.0.type=EarlyStop",
+            "override callbacks.0.type=EarlyStop: callbacks: there is no list to set an item of",
+        ),
+        (
+            f"param_scheduler.{'1' * 5000}=3",
+            f"override param_scheduler.{'1' * 5000}=3: param_scheduler.{'1' * 5000}: no such item",
+        ),
+        (
             "param_scheduler.-1=3",
             "override param_scheduler.-1=3: param_scheduler.-1: no such item of the list",
         ),

@@ -1,9 +1,11 @@
 """The loaders over map-style datasets: steps, epochs, workers, evaluation."""
 
 import os
+import random
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch import multiprocessing
@@ -46,15 +48,15 @@ def test_a_step_has_its_micro_batches():
 
 
 def test_the_last_step_of_an_epoch_has_what_is_left_over():
-    """10 = 8 + 2, of which rank 0 has both, in its first micro-step; rank 1 keeps step with a dummy."""
+    """9 = 8 + 1, which rank 0 has; rank 1 keeps step with a dummy."""
     parts = [
-        list(islice(TrainLoader(Numbers(10), layout(8, micro_batch_size=2, world=2), rank=rank), 2))[1]
+        list(islice(TrainLoader(Numbers(9), layout(8, micro_batch_size=2, world=2), rank=rank), 2))[1]
         for rank in range(2)
     ]
 
-    assert [part.samples for part in parts] == [2, 2]
-    assert [[m.samples for m in part.micro_batches] for part in parts] == [[2], [0]]
-    assert [[len(m.batch) for m in part.micro_batches] for part in parts] == [[2], [1]]
+    assert [part.samples for part in parts] == [1, 1]
+    assert [[m.samples for m in part.micro_batches] for part in parts] == [[1], [0]]
+    assert [[len(m.batch) for m in part.micro_batches] for part in parts] == [[1], [1]]
 
 
 @pytest.mark.parametrize(("drop_last", "expected"), [(False, 5), (True, 4)])
@@ -92,6 +94,50 @@ def test_a_resumed_loader_continues_after_the_step_last_yielded(num_workers):
     resumed.load_state_dict([stopped.state_dict()])
 
     assert first + steps(resumed, 6) == uninterrupted
+
+
+class Augmented(Numbers):
+    """Item i is i and something random, drawn by each of the usual generators."""
+
+    def __getitem__(self, index):
+        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(())], dtype=torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers_then", [1, 2])
+def test_random_augmentation_in_workers_is_continued_exactly(workers_then):
+    def loader(num_workers):
+        return TrainLoader(Augmented(26), layout(8, micro_batch_size=4), seed=3, num_workers=num_workers)
+
+    uninterrupted = steps(loader(2), 9)
+    stopped = loader(2)
+    first = steps(stopped, 5)
+    resumed = loader(workers_then)
+    resumed.load_state_dict([stopped.state_dict()])
+
+    assert first + steps(resumed, 4) == uninterrupted
+
+
+@pytest.mark.slow
+def test_random_augmentation_differs_between_samples_epochs_and_seeds():
+    def values(seed):
+        loader = TrainLoader(Augmented(8), layout(4, micro_batch_size=2), seed=seed, num_workers=2)
+        return [x for step in steps(loader, 4) for batch in step for item in batch for x in item[1:]]
+
+    drawn = values(0) + values(1)
+
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * 8 * 3
+
+
+def test_without_workers_random_augmentation_draws_from_the_generators_of_the_process():
+    for seed_all in (random.seed, np.random.seed, torch.manual_seed):
+        seed_all(5)
+    expected = [random.random(), np.random.rand(), torch.rand(()).item()]
+
+    for seed_all in (random.seed, np.random.seed, torch.manual_seed):
+        seed_all(5)
+
+    assert steps(TrainLoader(Augmented(1), layout(1)), 1)[0][0][0][1:] == expected
 
 
 def test_a_loaded_state_tells_the_epoch():
@@ -183,12 +229,11 @@ def test_every_rank_runs_equally_many_forwards_none_of_them_empty(world):
     assert all(len(batch) > 0 for part in parts for batch, _ in part)
 
 
-def test_evaluation_has_the_same_micro_batches_in_every_world():
-    def batches(world):
-        parts = [EvalLoader(Numbers(7), layout(2 * world, world=world), rank=rank) for rank in range(world)]
-        return {tuple(batch.tolist()) for part in parts for batch, samples in part if samples}
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_evaluation_counts_every_sample_once_in_every_world(world):
+    parts = [EvalLoader(Numbers(7), layout(2 * world, world=world), rank=rank) for rank in range(world)]
 
-    assert batches(1) == batches(2) == batches(3) == {(0, 1), (2, 3), (4, 5), (6,)}
+    assert sorted(i for part in parts for m in part if m.samples for i in m.batch.tolist()) == [*range(7)]
 
 
 @pytest.mark.slow

@@ -188,6 +188,24 @@ def test_a_missing_attribute_has_the_nearest_suggested(module):
     assert (error.problem, error.suggestion) == ("mine.net has no Netwrok", "Network")
 
 
+@pytest.mark.parametrize("raised", ["ImportError", "RuntimeError"])
+def test_a_module_that_raises_on_access_is_shown_with_its_own_line(module, raised):
+    path = module(f"def __getattr__(name):\n    raise {raised}('vision is missing')\n")
+    problem = error_of(resolve, "mine.net:Net", "model", "model.type").problem
+    assert problem == f"mine.net.Net raised {raised}: vision is missing ({path}:2)"
+
+
+def test_an_attribute_of_what_has_no_name_is_missing_too():
+    assert error_of(resolve, "math:pi.x", "model", "model.type").problem == "math.pi has no x"
+
+
+def test_a_method_is_refused(module):
+    module("class Net:\n    def make(self, width): pass\n    @staticmethod\n    def of(width): pass")
+    problem = error_of(resolve, "mine.net:Net.make", "model", "model.type").problem
+    assert problem == "a method, which is called on an instance"
+    assert resolve("mine.net:Net.of", "model", "model.type")
+
+
 def test_what_cannot_be_called_is_refused(module):
     module("Net = 3")
     assert (

@@ -50,7 +50,7 @@ def test_a_class_method_is_a_type():
     assert build(component("Part.of_size", size=3), "dataset", "data.train").size == 3
 
 
-@pytest.mark.parametrize("raised", ["TypeError", "OSError", "ZeroDivisionError"])
+@pytest.mark.parametrize("raised", ["TypeError", "OSError", "ZeroDivisionError", "SystemExit"])
 def test_what_a_constructor_raises_is_said_with_its_line(tmp_path, monkeypatch, raised):
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / f"mine_{raised}.py"

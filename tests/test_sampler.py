@@ -90,6 +90,26 @@ def test_all_ranks_run_the_same_micro_steps_and_in_each_somebody_has_a_sample(la
 
 
 @given(layouts(), extra)
+def test_a_last_batch_is_spread_evenly_over_ranks_and_micro_steps(layout, extra):
+    length = layout.batch_size + extra
+    steps = -(-length // layout.batch_size)
+
+    for ranks in steps_of_ranks(steps, length, layout):
+        sizes = [[draw.samples for draw in draws if draw] for draws in ranks]
+        largest, smallest = max(map(sum, sizes)), min(map(sum, sizes))
+        assert largest - smallest <= 1
+        assert {len(rank) for rank in sizes} == {-(-largest // layout.micro_batch_size)}
+        assert all(max(rank) - min(rank) <= 1 for rank in sizes)
+        assert all(rank == sorted(rank, reverse=True) for rank in sizes)  # dummies come last
+
+
+def test_29_samples_over_2_ranks_are_15_and_14():
+    (ranks,) = steps_of_ranks(1, 61, BatchLayout(32, 8, 2, 2), offset=32)
+
+    assert [[draw.samples for draw in draws] for draws in ranks] == [[8, 7], [7, 7]]
+
+
+@given(layouts(), extra)
 def test_a_rank_that_runs_out_draws_one_sample_of_the_same_batch(layout, extra):
     length = layout.batch_size + extra
     steps = -(-length // layout.batch_size)

@@ -90,6 +90,9 @@ def test_a_resolved_config_is_valid(tmp_path):
         "loss: {type: torch.nn.functional.cross_entropy}",
         "clip_grad: null",
         "clip_grad: {max_value: 1}",
+        "clip_grad: {max_value: 1, max_norm: null}",
+        "max_epochs: null",
+        "strategy: {type: ddp, find_unused_parameters: true}",
         "seed: ${SEED}",
         "compile: ${COMPILE:-false}",
         "precision: ${PRECISION:-bf16}",
@@ -118,7 +121,11 @@ def test_all_that_the_loader_admits_is_valid(text):
         ("loss: {type: CrossEntropy}", "loss"),
         ("clip_grad: {max: 1}", "clip_grad"),
         ("clip_grad: {max_norm: 0}", "clip_grad"),
+        ("clip_grad: {}", "clip_grad"),
+        ("clip_grad: {max_norm: 1, max_value: 1}", "clip_grad"),
+        ("max_epochs: 1", ""),
         ("eval: {metrics: {}}", "eval"),
+        ("eval: {every: 1, metrics: {loss: {type: Accuracy}}}", "eval"),
         ("eval: {every: 1, metrics: {accuracy: 1}}", "eval"),
         ("log: {every: 0}", "log.every"),
         ("  paramwise_cfg: {norm_decay: 0}", "optimizer.paramwise_cfg"),
@@ -145,6 +152,10 @@ def test_what_has_to_be_given_may_come_from_a_base_alone(line, key):
     text = MINIMAL.replace(line, "")
     assert errors(text) == [key]
     assert errors("_base_: base.yaml\n" + text) == []
+
+
+def test_with_a_base_nothing_is_said_of_what_excludes_each_other():
+    assert errors("_base_: base.yaml\nmax_epochs: 3\nmax_steps: null\nclip_grad: {}") == []
 
 
 def test_a_base_and_what_is_deleted_of_it_is_valid():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -20,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        status: int = import_module(f"distopt.cli.{argv[0]}").main(argv[1:])
-        return status
+        return _run(argv[0], argv[1:])
     parser = ArgumentParser(
         "distopt", description="Trains PyTorch models with paramwise optimizer groups, from one YAML file."
     )
@@ -33,3 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(argv)
     parser.print_help(sys.stderr)
     return 2
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    try:
+        status: int = import_module(f"distopt.cli.{command}").main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; nor is Python to try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status

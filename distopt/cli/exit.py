@@ -21,7 +21,7 @@ def report(error: ConfigError) -> int:
     rank = int(os.environ.get("RANK", "0"))
     message = f"{error}\n\n"
     if rank != 0:
-        _linger(seconds=4 if os.environ.get("LOCAL_RANK") == "0" else 5)
+        _linger(seconds=9 if os.environ.get("LOCAL_RANK") == "0" else 10)
         message = f"[rank {rank}] {message}"
     sys.stderr.write(message)  # in one piece: lines of two ranks would interleave
     sys.stderr.flush()

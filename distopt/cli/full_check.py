@@ -10,7 +10,7 @@ from torch import nn
 from distopt import parts
 from distopt.cli.wording import counted
 from distopt.config import Config, batch_layout
-from distopt.data import TrainLoader
+from distopt.data import TrainLoader, length
 from distopt.errors import ConfigError, collecting, raise_all
 from distopt.objective import Objective
 from distopt.optim import make_plan, try_optimizer
@@ -39,7 +39,7 @@ def full_check(config: Config) -> list[str]:
         )
         steps_per_epoch = batches.steps_per_epoch
         max_steps = config.max_steps or (config.max_epochs or 0) * (steps_per_epoch or 0)
-        found.append(_describe_data(parts.length(train_data), steps_per_epoch, max_steps))
+        found.append(_describe_data(length(train_data), steps_per_epoch, max_steps))
         batch = batches.first_batch()
     for build in (parts.val_dataset, parts.callbacks, partial(parts.metrics, device=torch.device("cpu"))):
         with collecting(errors):

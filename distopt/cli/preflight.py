@@ -23,6 +23,9 @@ def preflight(config: Config, world: int | None) -> None:
     for key, kind, component in _components(config):
         with collecting(errors):
             registry.check_name(component.type, kind, f"{key}.type")
+        for at, value in registry.objects(component.arguments, key):
+            with collecting(errors):
+                registry.check_name(value["type"], "object", f"{at}.type")
     with collecting(errors):
         _check_work_dir(config.work_dir)
     with collecting(errors):

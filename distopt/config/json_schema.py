@@ -56,7 +56,8 @@ def json_schema(names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
     needs = _needs(schema, definitions)
     needs["required"].remove("work_dir")  # which the file's name can tell
-    needs["anyOf"] = [{"required": ["max_steps"]}, {"required": ["max_epochs"]}]
+    needs |= _one_of("max_steps", "max_epochs")
+    needs["properties"]["clip_grad"] = _one_of("max_norm", "max_value")
     for section in sections:
         section.pop("required", None)
     del schema["properties"][DELETE]
@@ -134,6 +135,12 @@ def _pointing(schema: Any, target: str) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {key: target if key == "$ref" else _pointing(value, target) for key, value in schema.items()}
+
+
+def _one_of(*keys: str) -> dict[str, Any]:
+    """One of the keys, and no other, has a value wherever the section is given."""
+    given = [{"required": [key], "properties": {key: {"not": {"type": "null"}}}} for key in keys]
+    return {"if": {"type": "object"}, "then": {"oneOf": given}}
 
 
 def _needs(schema: Any, definitions: Mapping[str, Any]) -> dict[str, Any]:

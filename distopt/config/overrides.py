@@ -66,7 +66,7 @@ def _set(data: dict[str, Any], key: str, value: object, where: str) -> KeyPath:
 def _step(container: object, path: KeyPath, rest: list[str], where: str) -> tuple[str | int, list[str]]:
     """The next key or index of `rest`, and what remains after it."""
     if isinstance(container, list):
-        if not rest[0].isdecimal() or int(rest[0]) >= len(container):
+        if rest[0] not in map(str, range(len(container))):
             raise ConfigError(
                 dotted((*path, rest[0])),
                 "no such item of the list",

@@ -61,6 +61,16 @@ class StrategyConfig(Section):
     type: StrategyName = "ddp"
     """single: one process. ddp: replicas. fsdp: parameters, gradients and optimizer state sharded (FSDP2)."""
 
+    find_unused_parameters: bool = False
+    """ddp: look in each backward for parameters that had no part in the loss; costs time."""
+
+    @model_validator(mode="after")
+    def _only_ddp_looks(self) -> StrategyConfig:
+        if self.find_unused_parameters and self.type != "ddp":
+            problem = f"means nothing to {self.type}"
+            raise ConfigError("find_unused_parameters", problem, given=True, allowed="type: ddp")
+        return self
+
 
 class SchedulerConfig(OpenSection):
     """One entry of `param_scheduler`; keys beside these are arguments of its type."""
@@ -113,7 +123,9 @@ class EvalConfig(Section):
     every: Count
     """Optimizer steps between evaluations."""
 
-    metrics: dict[Text, Component] = Field(default_factory=dict)
+    metrics: dict[Text, Component] = Field(
+        default_factory=dict, json_schema_extra={"propertyNames": {"minLength": 1, "not": {"const": "loss"}}}
+    )
     """Name → a metric of torchmetrics, updated with the model's prediction and the target."""
 
     @field_validator("metrics", mode="after")
@@ -152,6 +164,9 @@ def _with_home(value: Any) -> Any:
 
 def _as_list(value: Any) -> Any:
     """None, one mapping or a list → a list."""
+    if isinstance(value, dict) and any(str(key).isdecimal() for key in value):  # an override's
+        problem, allowed = "there is no list to set an item of", "the whole list: [{type: …}]"
+        raise ConfigError("", problem, given=value, allowed=allowed)
     if value is None or isinstance(value, dict):
         return [value] if value else []
     if not isinstance(value, list):

@@ -4,7 +4,7 @@ from distopt.data.collate import causal_lm
 from distopt.data.digits import Digits
 from distopt.data.images import ImageFolder
 from distopt.data.labelled_text import LabelledText
-from distopt.data.loader import EvalLoader, MicroBatch, Step, TrainLoader
+from distopt.data.loader import EvalLoader, MicroBatch, Step, TrainLoader, length
 from distopt.data.sampler import GlobalBatchSampler
 from distopt.data.stream import is_stream
 from distopt.data.text import StdlibText
@@ -23,4 +23,5 @@ __all__ = [
     "TrainLoader",
     "causal_lm",
     "is_stream",
+    "length",
 ]

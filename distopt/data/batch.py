@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from distopt.data.blame import blaming
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, name_of
 
 Collate = Callable[[list[Any]], Any]
 
@@ -30,7 +30,7 @@ def make_batch(samples: list[Any], ids: Sequence[int], collate: Collate | None, 
     """
     if collate is None:
         return _default_batch(samples, ids, key)
-    with blaming("data.collate", f"{_name(collate)}, given samples {listed(ids)},"):
+    with blaming("data.collate", f"{name_of(collate)}, given samples {listed(ids)},"):
         return collate(samples)
 
 
@@ -80,8 +80,3 @@ def _default_batch(samples: list[Any], ids: Sequence[int], key: str) -> Any:
             given=outline(first),
             allowed="tensors, arrays, numbers, and mappings, tuples and lists of these; or a data.collate",
         ) from error
-
-
-def _name(function: Callable[..., Any]) -> str:
-    function = getattr(function, "func", function)  # of a partial
-    return getattr(function, "__qualname__", type(function).__qualname__)

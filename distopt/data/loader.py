@@ -82,11 +82,11 @@ class TrainLoader:
         self._drop_last = drop_last
         self._streams = is_stream(dataset)
         self._shards = max(1, num_workers) if self._streams and hasattr(dataset, "shard") else 0
-        length = _length(dataset)
+        count = length(dataset)
         self.steps_per_epoch: int | None = None
-        if length is not None:
-            check_length(length, layout)
-            whole, rest = divmod(length, layout.batch_size)
+        if count is not None:
+            check_length(count, layout)
+            whole, rest = divmod(count, layout.batch_size)
             self.steps_per_epoch = whole + (rest > 0 and not drop_last and not self._shards)
         self.epoch = 0
         self._state: dict[str, Any] = START
@@ -166,7 +166,7 @@ class TrainLoader:
         elif self._streams:
             reader = StreamReader(dataset, layout, rank=rank, key=key, place=state, drop_last=self._drop_last)
         else:
-            reader = MapReader(dataset, key)
+            reader = MapReader(dataset, key, self._seed)
             sampler = GlobalBatchSampler(
                 len(dataset), layout, rank=rank, seed=self._seed, drop_last=self._drop_last
             )
@@ -184,8 +184,9 @@ class TrainLoader:
 class EvalLoader:
     """Iterates once over this rank's part of a dataset, as micro-batches on the device.
 
-    The dataset is cut into micro-batches in its own order, which the ranks take in turn. All ranks yield
-    equally often, because a sharded model's forward is a collective: a rank that runs out gets dummies.
+    The dataset is cut in its own order: of each world × micro_batch_size samples a rank has its part. All
+    ranks yield equally often, because a sharded model's forward is a collective: a rank without a sample gets
+    a dummy.
 
     Args:
         dataset: Map-style, or a stream, of which each rank and worker reads the whole.
@@ -238,7 +239,8 @@ class EvalLoader:
             yield MicroBatch(draw.content, draw.samples)
 
 
-def _length(dataset: Any) -> int | None:
+def length(dataset: Any) -> int | None:
+    """Samples in a dataset; None for a stream that does not say."""
     try:
         return len(dataset)
     except TypeError:

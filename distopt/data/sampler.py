@@ -34,8 +34,8 @@ def cut(
 ) -> Iterator[Draw | None]:
     """Cuts a global batch into one rank's micro-batches; None for a micro-step in which no rank has a sample.
 
-    A rank has a contiguous part of a whole batch. Of a smaller one it has what is there of that part: where
-    nothing is, and another rank has something, it draws the first sample as a dummy.
+    Each rank has a contiguous part, and each of its micro-batches one of that; sizes differ by one at most.
+    A rank with fewer samples than there are micro-steps ends with the first sample of all as a dummy.
 
     Args:
         ids: All of the global batch, at most `layout.batch_size`.
@@ -44,12 +44,20 @@ def cut(
         epoch: Goes into each draw, as `place` does.
         place: Where the next global batch begins.
     """
-    size = layout.micro_batch_size
-    part = layout.accumulation * size
-    for start in range(0, part, size):
-        mine = ids[rank * part + start : rank * part + start + size]
-        # Rank 0 has the first samples of each micro-step: without one, nobody has any.
-        yield Draw(mine or ids[:1], len(mine), len(ids), epoch, place) if start < len(ids) else None
+    largest = -(-len(ids) // layout.world)
+    micro_steps = -(-largest // layout.micro_batch_size)
+    part = _share(ids, rank, layout.world)
+    for micro_step in range(micro_steps):
+        mine = _share(part, micro_step, micro_steps)
+        yield Draw(mine or ids[:1], len(mine), len(ids), epoch, place)
+    yield from [None] * (layout.accumulation - micro_steps)
+
+
+def _share(ids: Sequence[int], index: int, count: int) -> Sequence[int]:
+    """One of `count` contiguous parts; the first ones are larger by one where they cannot be equal."""
+    size, larger = divmod(len(ids), count)
+    start = index * size + min(index, larger)
+    return ids[start : start + size + (index < larger)]
 
 
 class GlobalBatchSampler:

@@ -24,6 +24,9 @@ def is_stream(dataset: object) -> bool:
 class StreamReader:
     """Reads a stream that all ranks and workers read alike, and keeps what the rank draws of it.
 
+    The ranks take the samples in turn. Were a rank's samples those of a contiguous part, all would have to be
+    held until it is known whether the batch is a whole one, for a smaller one has other parts.
+
     Request n is for micro-step n % accumulation of global batch n // accumulation. Requests go up; one that
     does not begins anew at `place`.
 
@@ -75,8 +78,8 @@ class StreamReader:
         return self._draws[micro_step] if self._draws else None
 
     def _global_batches(self) -> Iterator[list[Draw | None]]:
-        size, share = self.layout.batch_size, self.layout.batch_size // self.layout.world
-        mine = {0, *range(self.rank * share, (self.rank + 1) * share)}  # 0 for dummies
+        size, world = self.layout.batch_size, self.layout.world
+        mine = {0, *range(self.rank, size, world)}  # 0 for dummies
         passes = Passes(self.dataset, self.key, self.place)
         while True:
             epoch, offset = passes.epoch, passes.offset
@@ -85,7 +88,7 @@ class StreamReader:
             if self.endless and not whole and offset == 0:
                 check_length(len(samples), self.layout)
             if samples and (whole or not self.drop_last):
-                ids = range(offset, offset + len(samples))
+                ids = [offset + i for rank in range(world) for i in range(rank, len(samples), world)]
                 draws = cut(ids, self.layout, self.rank, epoch, passes.place())
                 yield [
                     draw and draw._replace(content=[samples[i - offset] for i in draw.ids]) for draw in draws

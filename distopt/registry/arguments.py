@@ -38,9 +38,20 @@ def check_arguments(
             (`int`, `float`, `bool`, `str`, `None`, and unions of these), and what is wrong with objects.
     """
     errors = list(_signature_errors(factory, arguments, key, set(provided)))
-    for name, value in arguments.items():
-        _check_objects(value, f"{key}.{name}", errors)
+    for at, value in objects(arguments, key):
+        with collecting(errors):
+            made_by = resolve(value["type"], "object", f"{at}.type")
+            errors += _signature_errors(made_by, arguments_of(value), at, set())
     raise_all(errors)
+
+
+def objects(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects to build in a value, at any depth, each with its key."""
+    if is_object(value):
+        yield key, value
+    if isinstance(value, Mapping | list):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from objects(inner, f"{key}.{name}")
 
 
 def is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
@@ -63,17 +74,6 @@ def parameters_of(factory: Callable[..., Any], *, follow_wrapped: bool = True) -
     with suppress(Exception):  # annotations may be text that means nothing at run time
         signature = inspect.signature(factory, follow_wrapped=follow_wrapped, eval_str=True)
     return list(signature.parameters.values())
-
-
-def _check_objects(value: Any, key: str, errors: list[ConfigError]) -> None:
-    """Adds what is wrong with the objects in a value, at any depth."""
-    if is_object(value):
-        with collecting(errors):
-            factory = resolve(value["type"], "object", f"{key}.type")
-            check_arguments(factory, arguments_of(value), key)
-    elif isinstance(value, Mapping | list):
-        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-            _check_objects(inner, f"{key}.{name}", errors)
 
 
 def _signature_errors(

@@ -78,7 +78,7 @@ def _call(factory: Callable[..., Any], name: str, key: str, arguments: Mapping[s
     except ConfigError as error:  # in a component's own words, its keys are its arguments
         error.under(key)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(key, f"{name} raised {describe(error)}") from error
 
 

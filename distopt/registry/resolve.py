@@ -41,15 +41,17 @@ def resolve(name: str, kind: str, key: str) -> Callable[..., Any]:
     path = short_names(kind).get(name, name)
     module_name, _, attributes = path.partition(":") if ":" in path else path.rpartition(".")
     found: Any = _import(module_name, name, key)
+    owner, owner_name = found, module_name
     for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
-            near = nearest(attribute, (public for public in dir(found) if not public.startswith("_")))
-            raise ConfigError(key, f"{found.__name__} has no {attribute}", given=name, suggestion=near)
-        found = getattr(found, attribute)
+        owner, found = found, _attribute(found, attribute, owner_name, name, key)
+        owner_name += f".{attribute}"
     if not callable(found):
         raise ConfigError(
             key, f"neither a class nor a function, but of type {type(found).__name__}", given=name
         )
+    if inspect.isclass(owner) and inspect.isfunction(found) and _first_parameter(found) == "self":
+        allowed = "a class, a function, or a class or static method"
+        raise ConfigError(key, "a method, which is called on an instance", given=name, allowed=allowed)
     if kind in _BASES:
         _check_base(found, kind, name, key)
     return found  # type: ignore[no-any-return]
@@ -67,6 +69,21 @@ def _import(module: str, name: str, key: str) -> ModuleType:
             near = _nearest_module(missing)
             raise ConfigError(key, f"there is no module {missing}", given=name, suggestion=near) from None
         raise ConfigError(key, f"importing {module} raised {describe(error)}", given=name) from error
+
+
+def _attribute(owner: Any, attribute: str, owner_name: str, name: str, key: str) -> Any:
+    """An attribute that `name` asks for."""
+    try:
+        return getattr(owner, attribute)
+    except AttributeError:
+        near = nearest(attribute, (public for public in dir(owner) if not public.startswith("_")))
+        raise ConfigError(key, f"{owner_name} has no {attribute}", given=name, suggestion=near) from None
+    except (Exception, SystemExit) as error:  # a module that imports only on access
+        raise ConfigError(key, f"{owner_name}.{attribute} raised {describe(error)}", given=name) from error
+
+
+def _first_parameter(function: Callable[..., Any]) -> str | None:
+    return next(iter(inspect.signature(function).parameters), None)
 
 
 def _nearest_module(missing: str) -> str | None:
