@@ -6,15 +6,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from distopt import names, parallel
+from distopt import comm, names, parallel
 from distopt.data import MicroBatch
 from distopt.errors import ConfigError, describe
-from distopt.gradients import autocast
 from distopt.means import Means
 from distopt.objective import TARGETS, Objective, Outcome, scalars
 
@@ -39,7 +38,7 @@ class Evaluation:
         batches: Iterable[MicroBatch],
         metrics: Mapping[str, Metric],
         *,
-        precision: Literal["fp32", "bf16", "fp16"],
+        precision: parallel.Precision,
         device: torch.device,
     ) -> None:
         # DDP's own forward would exchange buffers; FSDP's forward, which gathers parameters, stays.
@@ -69,23 +68,26 @@ class Evaluation:
             What evaluation yields: name → whether higher is better, None where that is not known.
         """
         with warnings.catch_warnings(action="ignore"):  # of metrics that miss a class in so few samples
-            found = self._run(islice(self._batches, 1))
+            found = self._run(islice(self._batches, 1), is_first=True)
         known = {name: metric.higher_is_better for name, metric in self._metrics.items()}
         return {name: False if name == "loss" else known.get(name) for name in found}
 
-    def _run(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
+    def _run(self, batches: Iterable[MicroBatch], is_first: bool = False) -> dict[str, float]:
         parallel.average_buffers(self._model)
         means = Means(self._device)
         for metric in self._metrics.values():
             metric.reset()
         with _evaluating(self._model), torch.no_grad():
             for batch, samples in batches:
-                with autocast(self._precision, self._device):
+                with parallel.autocast(self._precision, self._device):
                     outcome = self._objective(batch)
                 items = samples if outcome.items is None else outcome.items
                 means.add(scalars(outcome), items if samples else 0)
                 self._update_metrics(outcome, samples)
-        values, _ = means.reduce()
+        parallel.reshard(self._model)
+        if is_first:  # else ranks with other numbers would wait for each other
+            comm.agree({"numbers returned in evaluation": ", ".join(sorted(means.names))})
+        values = means.reduce().values
         return values | {name: _compute(metric, name) for name, metric in self._metrics.items()}
 
     def _update_metrics(self, outcome: Outcome, samples: int) -> None:
@@ -123,10 +125,13 @@ def _empty(metric: Metric) -> None:
 
     A rank that never updated would have empty lists, and not take part in the exchange of their tensors.
     """
-    for name, initial in metric._defaults.items():
-        state = getattr(metric, name)
-        empty = [part[:0] for part in state] if isinstance(initial, list) else initial.clone()
-        setattr(metric, name, empty)
+    for part in metric.modules():  # some metrics wrap others
+        for name, initial in getattr(part, "_defaults", {}).items():
+            state = getattr(part, name)
+            if isinstance(initial, list):
+                setattr(part, name, [values.reshape(values.shape or (1,))[:0] for values in state])
+            else:
+                setattr(part, name, initial.clone())
 
 
 def _compute(metric: Metric, name: str) -> float:
@@ -137,7 +142,7 @@ def _compute(metric: Metric, name: str) -> float:
         f"eval.metrics.{name}",
         f"{type(metric).__name__} computes no single number",
         given=_shape(value),
-        allowed="a metric that averages over classes (average: macro)",
+        allowed="a metric that computes one (for several classes: average: macro)",
     )
 
 
@@ -155,5 +160,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train(modes[0][1])  # for those that do more in it than set the mode
         for module, training in modes:
             module.training = training

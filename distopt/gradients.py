@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distopt import comm, names, parallel
-from distopt.checkpoint import rng
+from distopt import parallel
 from distopt.config import ClipGradConfig
 from distopt.data import Step
 from distopt.errors import ConfigError
 from distopt.means import Means
 from distopt.objective import Objective, Outcome, scalars
-
-
-def autocast(precision: Literal["fp32", "bf16", "fp16"], device: torch.device) -> AbstractContextManager[Any]:
-    """What forward and loss run in."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+from distopt.rehearsal import Habits, rehearse
 
 
 class Taken(NamedTuple):
@@ -55,7 +48,7 @@ class GradientStep:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         *,
-        precision: Literal["fp32", "bf16", "fp16"],
+        precision: parallel.Precision,
         clip: ClipGradConfig | None,
         device: torch.device,
     ) -> None:
@@ -66,21 +59,18 @@ class GradientStep:
         self._clip_config = clip
         self._device = device
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._counts_items: bool | None = None
+        self._habits: Habits
 
-    @torch.no_grad()
     def rehearse(self, step: Step) -> None:
-        """Runs the model on the first micro-batch, so that what is wrong with its loss is said at once.
+        """Learns what the model returns from the first micro-batch; to be called once, before any step.
 
-        In training mode, in which alone some models have a loss; buffers and random state are put back.
+        Raises:
+            ConfigError: What is wrong with the model or its loss.
         """
-        model = names.unwrap(self.objective.model)  # DDP's own forward would prepare for a backward
-        buffers, random_state = [buffer.clone() for buffer in model.buffers()], rng.capture()
-        with autocast(self._precision, self._device):
-            Objective(model, self.objective.loss)(step.micro_batches[0].batch)
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        rng.restore(random_state)
+        batch = step.micro_batches[0].batch
+        self._habits = rehearse(
+            self.objective, self.optimizer, batch, precision=self._precision, device=self._device
+        )
 
     def take(self, step: Step, measure: bool) -> Taken:
         """Takes a step, and leaves no gradients.
@@ -89,11 +79,15 @@ class GradientStep:
             step: This rank's micro-batches of a global batch; equally many on every rank.
             measure: Whether to find out what `Taken` tells.
         """
-        means = Means(self._device) if measure else None
-        items: Any = 0
+        means = Means(self._device, self._habits.numbers) if measure else None
+        model = self.objective.model
+        items: Tensor | float = 0
         for i, (batch, samples) in enumerate(step.micro_batches):
-            with parallel.gradient_sync(self.objective.model, enabled=i == len(step.micro_batches) - 1):
-                with autocast(self._precision, self._device):
+            is_last = i == len(step.micro_batches) - 1
+            # A dummy is normalised like any batch, but its statistics are nobody's.
+            buffers = nullcontext() if samples else parallel.preserved_buffers(model)
+            with parallel.gradient_sync(model, enabled=is_last), buffers:
+                with parallel.autocast(self._precision, self._device):
                     outcome = self.objective(batch)
                     weight = self._weight(outcome, samples)
                     share = self._share(outcome.loss, weight, step.samples)
@@ -102,7 +96,7 @@ class GradientStep:
             if means is not None:
                 means.add(scalars(outcome), weight)
         self.scaler.unscale_(self.optimizer)
-        if self._counts_items:
+        if self._habits.counts_items:
             self._divide_by_items(items, step.samples)
         grad_norm = self._clip(measure)
         self.scaler.step(self.optimizer)
@@ -111,11 +105,8 @@ class GradientStep:
         return Taken(means, grad_norm)
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
-        """The items of a micro-batch; all ranks must count them, or none, since their sum is a collective."""
-        if self._counts_items is None:
-            self._counts_items = outcome.items is not None
-            comm.agree({"use of num_items": str(self._counts_items)})
-        if self._counts_items != (outcome.items is not None):
+        """The items of a micro-batch; a dummy has none."""
+        if self._habits.counts_items != (outcome.items is not None):  # not all ranks might sum them up
             raise ConfigError("model", "returns num_items only at times", allowed="always, or never")
         if outcome.items is None or samples == 0:
             return samples
@@ -128,7 +119,7 @@ class GradientStep:
         it is known.
         """
         factor = dist.get_world_size() / samples
-        if not self._counts_items:
+        if not self._habits.counts_items:
             return loss * (weight * factor)
         if not isinstance(weight, Tensor):
             weight = torch.full((), weight, device=self._device)

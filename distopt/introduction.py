@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from distopt import parts
+from distopt import names
+from distopt.data import length
 
 if TYPE_CHECKING:
     from distopt.runner import Runner
 
+logger = logging.getLogger(__name__)
 
-def facts(runner: Runner) -> Mapping[str, str]:
-    """The lines of the header: what will be trained, how and where."""
+
+def introduce(runner: Runner) -> None:
+    """Prints the header, the groups, and what is to be noted."""
+    plan, start = runner.plan, runner.start
+    runner.console.header(_facts(runner))
+    runner.console.groups(plan.to_dict()["groups"])
+    for note in plan.notes:
+        runner.console.note(note)
+    for warning in (*plan.warnings, *start.skipped, *runner.lost):
+        logger.warning(warning)
+    for difference in start.differences:
+        logger.warning("changed since the last start: %s", difference)
+
+
+def _facts(runner: Runner) -> Mapping[str, str]:
+    """What will be trained, how and where."""
     config, layout, world = runner.config, runner.layout, runner.world
     launched = "" if world.launched else " (started without torchrun)"
     backend = "nccl" if runner.device.type == "cuda" else "gloo"
-    samples = parts.length(runner.train_data)
+    samples = length(runner.train_data)
     epochs = f" ({runner.max_steps / runner.steps_per_epoch:.3g} epochs)" if runner.steps_per_epoch else ""
     checkpoint = runner.start.checkpoint
     return {
-        "model": f"{type(runner.model).__name__}, {_parameters(runner.model)}",
+        "model": f"{names.module_type(runner.model).__name__}, {_parameters(runner.model)}",
         "data": f"{config.data.train.type}, " + (f"{samples:,} samples" if samples else "a stream"),
         "world": f"{world.size} × {runner.device.type} ({backend}){launched}",
         "strategy": f"{config.strategy.type}, {config.precision}",

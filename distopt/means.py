@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +12,27 @@ from distopt import comm
 from distopt.errors import ConfigError
 
 
+class Reduced(NamedTuple):
+    """What all ranks have measured together."""
+
+    values: dict[str, float]
+    """Name → mean; no number where nothing was counted."""
+    weight: float
+    """How many items."""
+    facts: list[float]
+
+
 class Means:
     """Collects means of single batches, each with its weight; never waits for the device until `reduce`.
 
     Args:
         device: This rank's own.
+        names: Of what is going to be measured, where it is known; else the first batch's.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, names: Iterable[str] = ()) -> None:
         self._device = device
+        self._names = frozenset(names)
         self._sums: dict[str, Any] = {}
         self._weight: Any = 0.0
 
@@ -32,10 +44,11 @@ class Means:
             weight: How many items. Where it is 0 the values count for nothing, even if they are no numbers.
 
         Raises:
-            ConfigError: Other names than with the first call.
+            ConfigError: Other names than before; ranks that differ in them would wait for each other.
         """
-        if self._sums and values.keys() != self._sums.keys():
-            changed = ", ".join(sorted(values.keys() ^ self._sums.keys()))
+        self._names = self._names or frozenset(values)
+        if values.keys() != self._names:
+            changed = ", ".join(sorted(values.keys() ^ self._names))
             raise ConfigError("model", "returns some of its scalars only at times", given=changed)
         weights = torch.as_tensor(weight, dtype=torch.float64, device=self._device)
         for name, value in values.items():
@@ -43,16 +56,13 @@ class Means:
             self._sums[name] = self._sums.get(name, 0.0) + torch.where(weights > 0, term, 0.0)
         self._weight = self._weight + weights
 
-    def reduce(self, *facts: float) -> tuple[dict[str, float], list[float]]:
+    def reduce(self, *facts: float) -> Reduced:
         """The means over all ranks, and the sum of each of `facts`, in one collective."""
         packed = comm.sum_over_ranks([self._weight, *self._sums.values(), *facts], self._device)
-        weight, *sums = packed[: 1 + len(self._sums)]
-        means = {
-            name: value / weight if weight else float("nan")
-            for name, value in zip(self._sums, sums, strict=True)
-        }
-        return means, packed[1 + len(self._sums) :]
+        weight, sums, totals = packed[0], packed[1 : 1 + len(self._sums)], packed[1 + len(self._sums) :]
+        means = (value / weight if weight else float("nan") for value in sums)
+        return Reduced(dict(zip(self._sums, means, strict=True)), weight, totals)
 
     @property
-    def names(self) -> list[str]:
-        return list(self._sums)
+    def names(self) -> frozenset[str]:
+        return self._names

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distopt import names
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, name_of
 
 TARGETS = ("target", "targets", "label", "labels")
 """The keys of a batch that hold what a configured loss, or a metric, is to compare with."""
@@ -167,8 +167,7 @@ def _is_number(name: str, value: Any) -> bool:
 def _name(function: Any) -> str:
     if isinstance(function, nn.Module):
         return f"{names.module_type(function).__name__}.forward"
-    function = getattr(function, "func", function)  # of a partial
-    return getattr(function, "__qualname__", type(function).__name__)
+    return name_of(function)
 
 
 def _describe(output: Any, loss: Any) -> str:

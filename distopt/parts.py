@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from distopt import registry
 from distopt.callbacks import Callback
 from distopt.config import Component, Config
-from distopt.data import is_stream
+from distopt.data import is_stream, length
 from distopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,14 +39,6 @@ def val_dataset(config: Config, given: Dataset[Any] | None = None) -> Dataset[An
         ConfigError: It cannot be built, is no dataset, or is empty.
     """
     return _dataset(config.data.val, "data.val", given) if config.data.val else given
-
-
-def length(dataset: Dataset[Any]) -> int | None:
-    """Samples in a dataset; None for a stream that does not say."""
-    try:
-        return len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        return None
 
 
 def collate(config: Config) -> Callable[[list[Any]], Any] | None:

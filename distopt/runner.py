@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -13,22 +12,21 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
-from distopt import comm, introduction, parallel, parts
+from distopt import comm, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
 from distopt.checkpoint import directory, resume, state
 from distopt.config import Config, batch_layout
-from distopt.data import EvalLoader, TrainLoader
+from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError
 from distopt.evaluation import Evaluation
 from distopt.gradients import GradientStep, Taken
+from distopt.introduction import introduce
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import build_optimizer, make_plan, try_optimizer
 from distopt.recording import Recording
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
-
-logger = logging.getLogger(__name__)
 
 
 class Runner:
@@ -74,9 +72,15 @@ class Runner:
             return
         self._prepare()
         with comm.process_group(self.world):
-            self._assemble()
+            try:
+                self._assemble()
+            except ConfigError:
+                raise
+            except Exception:  # a fault is left on record, unlike a mistake
+                with self._record():
+                    raise
             with self._record() as self.recording:
-                self._introduce()
+                introduce(self)
                 self._loop()
 
     def stop(self, reason: str) -> None:
@@ -87,6 +91,7 @@ class Runner:
         """Model, plan, data: all that needs no other process, so that mistakes are found before one waits."""
         config = self.config
         self.layout = batch_layout(config, self.world.size)
+        self.step = self.start.step  # optimizer steps done
         if config.deterministic:
             make_deterministic()
         seed_everything(config.seed)
@@ -136,14 +141,19 @@ class Runner:
                 "checkpoint to start from": str(self.start.checkpoint),
                 "plan of the optimizer's groups": self.plan.digest,
                 "length of the run": str(self.max_steps),
-                "number of training samples": str(parts.length(self.train_data)),
+                "number of training samples": str(length(self.train_data)),
             }
         )
         if config.sync_batchnorm:
             self.model = parallel.sync_batchnorm(self.model, self.device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.device)
-        self.wrapped = parallel.wrap(self.model, config.strategy.type, self.device)
+        self.wrapped = parallel.wrap(
+            self.model,
+            config.strategy.type,
+            self.device,
+            find_unused_parameters=config.strategy.find_unused_parameters,
+        )
         self.objective = Objective(self.wrapped, self.loss)
         self.optimizer = build_optimizer(self.wrapped, config.optimizer, self.plan)
         self.schedule = build_schedule(
@@ -156,9 +166,8 @@ class Runner:
             clip=config.clip_grad,
             device=self.device,
         )
-        self.metrics: Mapping[
-            str, bool | None
-        ] = {}  # what evaluation yields: name → whether higher is better
+        # What evaluation yields: name → whether higher is better.
+        self.metrics: Mapping[str, bool | None] = {}
         if config.eval:
             self.evaluation = Evaluation(
                 self.objective,
@@ -168,13 +177,12 @@ class Runner:
                 device=self.device,
             )
             self.metrics = self.evaluation.rehearse()
-        self.step = 0  # optimizer steps done
         seed_everything(config.seed, self.world.rank)
         self._resume()
         self.steps = iter(self.batches)
-        first = next(self.steps)  # with its mistakes and those of the model, before anything is written
-        self.gradient_step.rehearse(first)
+        first = next(self.steps)
         self.steps = chain([first], self.steps)
+        self.gradient_step.rehearse(first)
 
     def _resume(self) -> None:
         """Takes up the checkpoint to start from, where there is one, and starts the callbacks."""
@@ -186,7 +194,6 @@ class Runner:
             )
             progress = directory.read_progress(checkpoint)
             self.batches.load_state_dict(progress.data)
-            self.step = progress.step
         self.callbacks.on_start(self)
         if checkpoint is not None:
             self._load_others(state.load_others(checkpoint, self._others()))
@@ -207,7 +214,7 @@ class Runner:
                 self._evaluate()
             if self._due(config.checkpoint.every, self.step):
                 self._save()
-        if self._stopping:
+        if self.step < self.max_steps:
             self.recording.stopped(self._stop_reason or "another rank asked for it")
         self.callbacks.on_end(self)
 
@@ -220,7 +227,7 @@ class Runner:
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
         assert taken.means is not None
-        means, [stops] = taken.means.reduce(self._stop_reason is not None)
+        means, items, [stops] = taken.means.reduce(self._stop_reason is not None)
         loss, groups = means.pop("loss"), self.optimizer.param_groups
         row = {
             "step": self.step,
@@ -237,7 +244,7 @@ class Runner:
             row["loss_scale"] = self.gradient_step.scaler.get_scale()
         self.callbacks.on_log(self, row)
         self.recording.log(row)
-        if not math.isfinite(loss):
+        if items and not math.isfinite(loss):
             raise FloatingPointError(f"the loss of step {self.step} is {loss}")
         self._stopping |= stops > 0
 
@@ -264,12 +271,15 @@ class Runner:
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """State that is neither the model's nor the optimizer's."""
-        return self.callbacks.state_dict() | {"loss scale": self.gradient_step.scaler.state_dict()}
+        loss = dict(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else {}
+        return self.callbacks.state_dict() | {"scaler": self.gradient_step.scaler.state_dict(), "loss": loss}
 
     def _load_others(self, states: Mapping[str, dict[str, Any]]) -> None:
         self.callbacks.load_state_dict(states)
-        if scale := states.get("loss scale"):
-            self.gradient_step.scaler.load_state_dict(scale)
+        if states.get("scaler"):
+            self.gradient_step.scaler.load_state_dict(states["scaler"])
+        if states.get("loss") and isinstance(self.loss, nn.Module):
+            self.loss.load_state_dict(states["loss"])
 
     def _record(self) -> Recording:
         """The run directory, opened for writing."""
@@ -284,13 +294,3 @@ class Runner:
             baselines=baselines() if baselines else {},
             checkpoint=self.start.checkpoint,
         )
-
-    def _introduce(self) -> None:
-        self.console.header(introduction.facts(self))
-        self.console.groups(self.plan.to_dict()["groups"])
-        for note in self.plan.notes:
-            self.console.note(note)
-        for warning in (*self.plan.warnings, *self.start.skipped, *self.lost):
-            logger.warning(warning)
-        for difference in self.start.differences:
-            logger.warning("changed since the last start: %s", difference)

@@ -51,8 +51,8 @@ class Diverging(nn.Module):
         self.calls = 0
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return self.weight.sum() * (float("nan") if self.calls > 2 else 1.0)
+        self.calls += self.training
+        return self.weight.sum() * (float("nan") if self.calls > 3 else 1.0)  # the first is the rehearsal
 
 
 class NoLoss(nn.Module):
@@ -67,16 +67,17 @@ class NoLoss(nn.Module):
 
 
 class Failing(nn.Module):
-    """Raises at its second forward, as a user's bug would."""
+    """Raises at one of its forwards in training mode, as a user's bug would; the first is the rehearsal."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: int = 3) -> None:
         super().__init__()
+        self.at = at
         self.weight = nn.Parameter(torch.zeros(1))
         self.calls = 0
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == 2:
+        self.calls += self.training
+        if self.calls == self.at:
             raise ZeroDivisionError("a bug in the user's model")
         return self.weight.sum()
 

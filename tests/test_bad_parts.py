@@ -67,6 +67,14 @@ class Takes(nn.Module):
         return self.linear(image).mean() + label.mean()
 
 
+class Partly(Net):
+    """Has a layer that has no part in its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(2, 2)
+
+
 def broken_collate(samples: list[Any]) -> Any:
     raise IndexError("no such column")
 
@@ -117,6 +125,16 @@ BAD = {
         "returned no scalar loss",
         "Tensor of shape (16,)",
     ),
+    "a loss without a gradient": (
+        {"model": model(result="constant")},
+        "model: Net.forward returned a loss without a gradient",
+        "Tensor of shape ()",
+    ),
+    "an unused parameter": (
+        {"model": {"type": f"{HERE}:Partly"}},
+        "strategy: ddp waits for a gradient of every parameter",
+        "given:    pooler.weight, pooler.bias",
+    ),
     "a loss without target": ({"loss": {"type": "MSELoss"}}, "loss: is to be called with", "x, y"),
     "an unknown loss": ({"loss": {"type": "MSELos"}}, "loss.type: unknown type", "did you mean: MSELoss?"),
     "no callback": (
@@ -138,14 +156,6 @@ def test_it_is_told_before_anything_is_written(tmp_path, capsys, changes, messag
     assert hint in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_without_a_gradient_ends_the_first_step(tmp_path, capsys):
-    path = write_config(
-        tmp_path, **data(), model=model(result="constant"), optimizer={"type": "SGD"}, eval=None
-    )
-    assert worker.main([str(path), "param_scheduler=null"]) == 2
-    assert "model: Net.forward returned a loss without a gradient" in capsys.readouterr().err
 
 
 METRICS = {
@@ -182,3 +192,11 @@ def test_a_metric_that_does_not_fit_is_told_before_the_first_step(tmp_path, caps
     assert message in said
     assert hint in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "single", "{type: ddp, find_unused_parameters: true}"])
+def test_unused_parameters_are_allowed_where_nothing_waits_for_them(tmp_path, strategy):
+    path = write_config(
+        tmp_path, **data(), model={"type": f"{HERE}:Partly"}, optimizer={"type": "SGD"}, eval=None
+    )
+    assert worker.main([str(path), "param_scheduler=null", f"strategy={strategy}", "max_steps=3"]) == 0

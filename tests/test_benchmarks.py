@@ -1,7 +1,6 @@
 """The benchmarks run, at a size that costs little; what they measure is nobody's to assert."""
 
 import pytest
-import torch.distributed as dist
 
 from benchmarks import overhead
 from tests.kit import run_distributed
@@ -9,17 +8,17 @@ from tests.kit import run_distributed
 TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_size=8)
 
 
-def _table() -> str:
+def _lines() -> list[str]:
     rows = [overhead.measure(strategy, "tiny", TINY, pairs=2, steps=15) for strategy in overhead.SIZES]
     assert all(len(row.hand) == len(row.runner) == 2 for row in rows)
-    return overhead.table(rows) if dist.get_rank() == 0 else ""
+    return [overhead.line(row) for row in rows]
 
 
 @pytest.mark.slow
-def test_overhead_has_a_row_for_each_strategy_with_both_times_and_their_ratio():
-    head, rule, *rows = run_distributed(_table)[0].splitlines()
-    assert [row.split(" | ")[:2] for row in rows] == [["| ddp", "tiny"], ["| fsdp", "tiny"]]
-    assert {line.count("|") for line in (head, rule, *rows)} == {8}
+def test_overhead_has_a_line_for_each_strategy_with_both_times_and_their_ratio():
+    lines = run_distributed(_lines)[0]
+    assert [line.split(" | ")[:2] for line in lines] == [["| ddp", "tiny"], ["| fsdp", "tiny"]]
+    assert {line.count("|") for line in (*overhead.HEAD.splitlines(), *lines)} == {8}
 
 
 def test_the_hand_written_loop_has_the_groups_and_the_schedule_of_the_config(tmp_path):

@@ -15,22 +15,30 @@ from tests.runs import rows, write_config
 
 
 class Buffers(nn.Module):
+    """Everything on this rank is another than elsewhere, but for the constants."""
+
     def __init__(self, rank: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.full((2, 2), float(rank)))
-        self.register_buffer("low", torch.full((3,), rank, dtype=torch.bfloat16))
+        self.register_buffer("running_mean", torch.full((2, 2), float(rank)))
+        self.register_buffer("running_var", torch.full((3,), rank, dtype=torch.bfloat16))
+        self.register_buffer("lowest", torch.full((2,), torch.finfo(torch.float32).min))
         self.register_buffer("count", torch.tensor(7 + rank))
         self.register_buffer("mask", torch.tensor([rank == 0, rank == 1]))
+        self.register_buffer("cache", torch.full((1 + rank,), float(rank)), persistent=False)
 
 
-def _averaged() -> list:
+def _averaged() -> dict[str, list]:
     model = Buffers(dist.get_rank())
     parallel.average_buffers(model)
-    return [buffer.tolist() for buffer in model.buffers()]
+    return {name: buffer.tolist() for name, buffer in model.named_buffers()}
 
 
-def test_floating_buffers_become_means_and_others_those_of_rank_0():
-    assert run_distributed(_averaged) == [[[[0.5] * 2] * 2, [0.5] * 3, 7, [True, False]]] * 2
+def test_running_statistics_become_means_and_other_persistent_buffers_those_of_rank_0():
+    found = run_distributed(_averaged, world=3)
+    assert [values.pop("cache") for values in found] == [[0.0], [1.0] * 2, [2.0] * 3]
+    lowest = torch.finfo(torch.float32).min
+    expected = {"running_mean": [[1.0] * 2] * 2, "running_var": [1.0] * 3, "lowest": [lowest] * 2}
+    assert found == [expected | {"count": 7, "mask": [True, False]}] * 3
 
 
 def _train(path: Path) -> tuple[dict[str, torch.Tensor], bool, bool]:

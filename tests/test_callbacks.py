@@ -147,3 +147,22 @@ def test_the_best_value_is_kept_over_a_resume_and_recorded(tmp_path):
     values = [row["eval"]["loss"] for row in evaluations]
     assert values[-1] > values[1]
     assert [row["best"]["loss"] for row in evaluations] == [values[0], values[1], values[1]]
+
+
+class Lazy(Recorder):
+    """Has no state before its first step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() if self.count else {}
+
+
+def resume_lazily(config: Path) -> tuple[int, list[float]]:
+    lazy = Lazy()
+    train_with(config, lazy)
+    return lazy.count, lazy.weights["seen"].tolist()
+
+
+def test_a_state_that_is_made_in_the_first_step_comes_back_too(tmp_path):
+    run_distributed(resume_lazily, write_config(tmp_path, max_steps=5))
+    path = write_config(tmp_path, max_steps=7)
+    assert run_distributed(resume_lazily, path) == [(7, [7.0, 7.0])] * 2

@@ -35,9 +35,10 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
         self.counts = counts
+        self.register_buffer("ones", torch.ones(4))  # which the backward wants as the forward had them
 
     def forward(self, rows: Tensor, mask: Tensor) -> Any:
-        squares = self.layers(rows).float().square()
+        squares = (self.layers(rows).float() * self.ones).square()
         if self.counts is None:
             return {"loss": squares.mean(), "rows": float(len(rows))}
         return {"loss": squares[mask].mean(), "num_items": self.counts(mask.sum())}
@@ -61,8 +62,10 @@ def take(layout: list, strategy: str, counts: Any = None, precision: str = "fp32
         MicroBatch((ROWS[list(rows or [0])], MASK[list(rows or [0])]), len(rows or []))
         for rows in layout[dist.get_rank()]
     ]
-    taken = step.take(Step(micro_batches, samples), measure=True)
-    means, _ = taken.means.reduce()
+    whole = Step(micro_batches, samples)
+    step.rehearse(whole)
+    taken = step.take(whole, measure=True)
+    means = taken.means.reduce().values
     after = {name: full(p) for name, p in model.named_parameters()}
     return {name: before[name] - after[name] for name in before}, means, float(full(taken.grad_norm))
 
@@ -151,7 +154,9 @@ def overflow(strategy: str) -> tuple[bool, float]:
     before = [full(p).clone() for p in model.parameters()]
     step = GradientStep(Objective(wrapped), optimizer, precision="fp16", clip=None, device=CPU)
     rows = ROWS[:2] * (1e30 if dist.get_rank() == 1 else 1)
-    step.take(Step([MicroBatch((rows, MASK[:2]), 2)], 4), measure=False)
+    batch = Step([MicroBatch((rows, MASK[:2]), 2)], 4)
+    step.rehearse(batch)
+    step.take(batch, measure=False)
     after = [full(p) for p in model.parameters()]
     return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), step.scaler.get_scale()
 
@@ -167,6 +172,7 @@ def forget_once() -> str:
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
     step = GradientStep(Objective(wrapped), optimizer, precision="fp32", clip=None, device=CPU)
     batch = Step([MicroBatch((ROWS[:2], MASK[:2]), 2)], 4)
+    step.rehearse(batch)
     step.take(batch, measure=False)
     model.counts = None
     with pytest.raises(ConfigError) as caught:

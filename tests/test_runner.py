@@ -174,10 +174,10 @@ def test_old_checkpoints_are_pruned(tmp_path):
     assert kept == ["step_00000010", "step_00000012"]
 
 
-def test_a_model_that_raises_leaves_a_failed_status_and_its_traceback_in_the_log(tmp_path):
-    path = write_config(
-        tmp_path, model={"type": "tests.components:Failing"}, optimizer={"type": "SGD", "lr": 0.1}
-    )
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_model_that_raises_leaves_a_failed_status_and_its_traceback_in_the_log(tmp_path, at):
+    model = {"type": "tests.components:Failing", "at": at}
+    path = write_config(tmp_path, model=model, optimizer={"type": "SGD", "lr": 0.1})
     with pytest.raises(ZeroDivisionError):
         train_alone(path, "data.micro_batch_size=16")
     assert status(tmp_path / "run")["state"] == "failed"
@@ -206,7 +206,7 @@ def test_a_model_without_a_loss_is_named(tmp_path):
     path = write_config(
         tmp_path, model={"type": "tests.components:NoLoss"}, optimizer={"type": "SGD", "lr": 0.1}
     )
-    with pytest.raises(ConfigError, match=r"model: forward returned no scalar loss"):
+    with pytest.raises(ConfigError, match=r"model: NoLoss\.forward returned no scalar loss"):
         train_alone(path)
 
 

@@ -58,7 +58,7 @@ class EarlyStop(Callback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            run.stop(f"{self.metric} has not improved on {self.best:.6g} in {self.waited} evaluations")
+            run.stop(f"{self.metric} has not improved on {self.best:#.5g} in {self.waited} evaluations")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}

@@ -47,13 +47,13 @@ class Callbacks:
         self._tell_all(lambda callback: callback.on_end(run))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The state of each that has one, by the name of its class."""
-        states = zip(self._names, (c.state_dict() for c in self._callbacks.values()), strict=True)
-        return {name: state for name, state in states if state}
+        """The state of each, by the name of its class; empty where it has none."""
+        states = (callback.state_dict() for callback in self._callbacks.values())
+        return dict(zip(self._names, states, strict=True))
 
     def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
         for name, callback in zip(self._names, self._callbacks.values(), strict=True):
-            if name in states:
+            if states.get(name):
                 callback.load_state_dict(states[name])
 
     def _tell_all(self, call: Callable[[Callback], None]) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from distopt.errors import ConfigError
 
 States = dict[str, dict[str, Any]]
 """Whose state → the state."""
+Path = tuple[str, ...]
+"""The keys that lead to a value."""
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +45,26 @@ def values_of(states: States) -> str:
             problem = f"the state_dict of {owner} cannot be saved: {error}"
             raise ConfigError("callbacks", problem, allowed="plain data and tensors") from None
     return json.dumps({owner: _without_tensors(state) for owner, state in states.items()})
+
+
+def templates(stored: Mapping[Path, TensorStorageMetadata], here: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors to load one owner's into: those that are there already, whatever their layout, or new ones.
+
+    Args:
+        stored: Path in the state → what is stored there.
+        here: The state as it is now; it may be without what it is about to get.
+    """
+    found: dict[str, Any] = {}
+    for path, entry in stored.items():
+        inner, now = found, here
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+            now = now.get(name, {}) if isinstance(now, Mapping) else {}
+        tensor = now.get(path[-1]) if isinstance(now, Mapping) else None
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != entry.size:
+            tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
+        inner[path[-1]] = tensor
+    return found
 
 
 def merged(values: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:

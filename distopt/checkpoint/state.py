@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -117,18 +117,25 @@ def load(
     return []
 
 
-def load_others(directory: Path, fresh: extras.States) -> extras.States:
-    """What `save` wrote of others, of those that are there and here.
+def load_others(directory: Path, here: extras.States) -> extras.States:
+    """What `save` wrote of others, of those that are here.
 
     Args:
         directory: As for `load`.
-        fresh: Their state now: its tensors are loaded into, whatever their layout.
+        here: Their state now.
     """
     reader = TensorReader(directory)
+    metadata = reader.read_metadata()
     values = _read_json(directory / _EXTRA_VALUES)
+    paths = {path: key for key, path in (metadata.planner_data or {}).items() if path[0] == "extras"}
     found: extras.States = {}
-    for owner in sorted(fresh.keys() & values.keys()):  # reading is a collective: all in one order
-        tensors = extras.tensors_of(fresh[owner])
+    for owner in sorted(here.keys() & values.keys()):  # reading is a collective: all in one order
+        stored = {
+            path[2:]: cast(TensorStorageMetadata, metadata.state_dict_metadata[key])
+            for path, key in paths.items()
+            if path[1] == owner
+        }
+        tensors = extras.templates(stored, here[owner])
         if tensors:
             _read({"extras": {owner: tensors}}, reader, directory)
         found[owner] = extras.merged(values[owner], tensors)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distopt.errors import ConfigError
 from distopt.monitor.console import Console
 
 
@@ -40,6 +41,9 @@ def rank_log(directory: Path, rank: int, console: Console) -> Iterator[None]:
     ours.info("on %s, pid %d: %s", socket.gethostname(), os.getpid(), shlex.join(sys.argv))
     try:
         yield
+    except ConfigError as error:  # the console has it already
+        ours.info("stopped by %s", error)
+        raise
     except Exception as error:
         ours.exception("stopped by %s", type(error).__name__)
         raise

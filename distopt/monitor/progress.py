@@ -36,6 +36,7 @@ class Progress:
         self._baselines = baselines
         self._rewrites = _rewritable(console)
         self._live: Live | None = None
+        self._best: Mapping[str, float] = {}
 
     def log(self, row: Mapping[str, Any]) -> None:
         if "eval" in row:
@@ -71,9 +72,11 @@ class Progress:
 
     def _evaluation(self, row: Mapping[str, Any]) -> list[str]:
         parts = [f"step {row['step']:>{len(str(self._last_step))}}"]
-        best = row.get("best", {})
+        best, before = row.get("best", {}), self._best
         for name, value in row["eval"].items():
-            parts.append(f"eval/{name} {metric(value)}" + (" (best)" if best.get(name) == value else ""))
+            is_new_best = best.get(name) == value != before.get(name)
+            parts.append(f"eval/{name} {metric(value)}" + (" (best)" if is_new_best else ""))
+        self._best = best
         if "loss" in row["eval"] and self._baselines:
             others = ", ".join(f"{name} {metric(value)}" for name, value in self._baselines.items())
             parts.append(f"({others})")

@@ -1,8 +1,19 @@
 """Wrapping: one model on one or many processes."""
 
 from distopt.parallel.batchnorm import sync_batchnorm
-from distopt.parallel.buffers import average_buffers
+from distopt.parallel.buffers import average_buffers, preserved_buffers
+from distopt.parallel.precision import Precision, autocast
 from distopt.parallel.units import find_units
-from distopt.parallel.wrap import gradient_sync, wrap
+from distopt.parallel.wrap import gradient_sync, reshard, wrap
 
-__all__ = ["average_buffers", "find_units", "gradient_sync", "sync_batchnorm", "wrap"]
+__all__ = [
+    "Precision",
+    "autocast",
+    "average_buffers",
+    "find_units",
+    "gradient_sync",
+    "preserved_buffers",
+    "reshard",
+    "sync_batchnorm",
+    "wrap",
+]

@@ -15,13 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 from distopt.parallel.units import find_units
 
 
-def wrap(model: nn.Module, strategy: Literal["single", "ddp", "fsdp"], device: torch.device) -> nn.Module:
+def wrap(
+    model: nn.Module,
+    strategy: Literal["single", "ddp", "fsdp"],
+    device: torch.device,
+    *,
+    find_unused_parameters: bool = False,
+) -> nn.Module:
     """The model as it will be trained, on `device`. Under ddp and fsdp, gradients are means over ranks.
 
     Args:
         model: On the CPU, with the same weights on every rank.
         strategy: `fsdp` is FSDP2: every repeated block a unit, the rest with the root.
         device: This rank's own.
+        find_unused_parameters: Under ddp: expect that some have no part in a loss.
     """
     if strategy == "fsdp":
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -32,7 +39,12 @@ def wrap(model: nn.Module, strategy: Literal["single", "ddp", "fsdp"], device: t
     model.to(device)
     if strategy == "ddp":
         device_ids = [device.index] if device.type == "cuda" else None
-        replica = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        replica = DistributedDataParallel(
+            model,
+            device_ids=device_ids,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=find_unused_parameters,
+        )
         replica.broadcast_buffers = False  # as under FSDP2: see average_buffers
         return replica
     return model
@@ -46,3 +58,9 @@ def gradient_sync(model: nn.Module, enabled: bool) -> AbstractContextManager[Non
         model.set_requires_gradient_sync(enabled)
         model.set_is_last_backward(enabled)
     return nullcontext()
+
+
+def reshard(model: nn.Module) -> None:
+    """To be called after a forward that no backward follows: FSDP would keep the root's parameters whole."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
