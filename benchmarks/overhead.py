@@ -1,0 +1,248 @@
+"""The runner against a hand-written loop of the same training.
+
+    torchrun --standalone --nproc_per_node=2 benchmarks/overhead.py
+
+Both have the same model, batches, groups, schedule, clipping and fused AdamW, and take turns in the same
+processes: the ratio of a pair is of two neighbours in time, whatever else the machine does meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from distopt import Runner, comm
+from distopt.callbacks import Callback, Run
+from distopt.config import Config, validate
+from distopt.models import ByteGPT
+
+WARM_UP = 20
+LOG_EVERY = 10
+LR, WEIGHT_DECAY, RISE = 1e-3, 0.1, 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a step computes.
+
+    Attributes:
+        model: Arguments of ByteGPT.
+        batch_size: Global.
+    """
+
+    model: dict[str, Any]
+    batch_size: int
+
+
+SIZES = {
+    "ddp": {"10 ms": Size({"width": 48, "depth": 2}, 8), "50 ms": Size({"width": 96, "depth": 3}, 24)},
+    "fsdp": {"20 ms": Size({"width": 32, "depth": 2}, 8), "50 ms": Size({"width": 64, "depth": 2}, 24)},
+}
+"""Strategy → about how long a step takes on two cores → what it is."""
+
+
+HEAD = """\
+| strategy | step | hand ms | distopt ms | ratio | spread over pairs | ratio, logging included |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+class Timing(NamedTuple):
+    """Seconds per step of one repetition: the median of single steps, and the mean, logging included."""
+
+    median: float
+    mean: float
+
+
+class Row(NamedTuple):
+    """One line of the table: a strategy and a size, and the repetitions in the order they were made."""
+
+    strategy: str
+    step: str
+    hand: list[Timing]
+    runner: list[Timing]
+
+
+class Windows(Dataset[Tensor]):
+    """Random bytes: (context + 1,) of int64."""
+
+    def __init__(self, context: int, length: int = 2048) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.windows = torch.randint(256, (length, context + 1), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.windows[index]
+
+
+class Clock(Callback):
+    """When each step was done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step(self, run: Run) -> None:
+        self.times.append(perf_counter())
+
+
+def by_hand(strategy: str, size: Size, data: Windows, steps: int) -> list[float]:
+    """What one would write without distopt. Returns when each step was done."""
+    world = comm.World.from_env()
+    torch.manual_seed(0)
+    model: nn.Module = ByteGPT(**size.model, tie=False)
+    if strategy == "fsdp":
+        for block in model.blocks:  # type: ignore[union-attr]
+            fully_shard(block)
+        fully_shard(model)
+    else:
+        model = DistributedDataParallel(model.to(world.device), gradient_as_bucket_view=True)
+    optimizer = torch.optim.AdamW(_groups(model), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+    parameters = list(model.parameters())
+    losses, times = [], []
+    batches = _batches(data, size.batch_size, world)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * _factor(step, steps)
+        loss = model(next(batches).to(world.device))["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % LOG_EVERY == 0:
+            losses.append(loss.item())
+        times.append(perf_counter())
+    return times
+
+
+def by_runner(strategy: str, size: Size, data: Windows, steps: int) -> list[float]:
+    """The same from a config, with everything logged that is by default. Returns when each step was done."""
+    clock = Clock()
+    with _work_dir() as work_dir, (work_dir / "stdout").open("a") as stdout, redirect_stdout(stdout):
+        Runner(_config(work_dir / "run", strategy, size, steps), train_data=data, callbacks=[clock]).train()
+    return clock.times
+
+
+def _config(work_dir: Path, strategy: str, size: Size, steps: int) -> Config:
+    return validate(
+        Config,
+        {
+            "work_dir": str(work_dir),
+            "model": {"type": "ByteGPT", **size.model, "tie": False},
+            "data": {"train": {"type": "benchmarks.overhead:Windows"}, "batch_size": size.batch_size},
+            "max_steps": steps,
+            "strategy": strategy,
+            "optimizer": {
+                "type": "AdamW",
+                "lr": LR,
+                "weight_decay": WEIGHT_DECAY,
+                "fused": True,
+                "paramwise_cfg": {"norm_decay_mult": 0, "bias_decay_mult": 0},
+            },
+            "param_scheduler": [
+                {"type": "LinearLR", "by_epoch": False, "start_factor": 0.1, "end": RISE},
+                {"type": "CosineAnnealingLR", "by_epoch": False, "begin": RISE},
+            ],
+            "clip_grad": {"max_norm": 1.0},
+            "log": {"every": LOG_EVERY},
+        },
+    )
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    norms = [p for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()]
+    of_norms = {id(p) for p in norms}
+    others = [(name, p) for name, p in model.named_parameters() if id(p) not in of_norms]
+    return [
+        {"params": [p for name, p in others if not name.endswith("bias")]},
+        {"params": norms, "weight_decay": 0.0},
+        {"params": [p for name, p in others if name.endswith("bias")], "weight_decay": 0.0},
+    ]
+
+
+def _factor(step: int, steps: int) -> float:
+    """Of the learning rate: up in a line, down along half a cosine."""
+    if step < RISE:
+        return 0.1 + 0.9 * step / (RISE - 1)
+    return (1 + math.cos(math.pi * (step - RISE) / (steps - RISE))) / 2
+
+
+def _batches(data: Windows, batch_size: int, world: comm.World) -> Iterator[Tensor]:
+    sampler: DistributedSampler[Tensor] = DistributedSampler(data, world.size, world.rank)
+    loader = DataLoader(data, batch_size // world.size, sampler=sampler)
+    while True:
+        yield from loader
+
+
+@contextmanager
+def _work_dir() -> Iterator[Path]:
+    """A directory that all ranks of this machine share for the `with` block."""
+    with tempfile.TemporaryDirectory() as own:
+        path = [own]
+        dist.broadcast_object_list(path)
+        yield Path(path[0])
+        dist.barrier()
+
+
+def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int) -> Row:
+    """Lets both train `pairs` times, in turns, `steps` steps after the warm-up."""
+    data = Windows(context=size.model.get("context", 64))
+    row = Row(strategy, step, [], [])
+    for _ in range(pairs):
+        for train, timings in ((by_hand, row.hand), (by_runner, row.runner)):
+            times = train(strategy, size, data, WARM_UP + steps)[WARM_UP - 1 :]
+            durations = [after - before for before, after in pairwise(times)]
+            timings.append(Timing(median(durations), fmean(durations)))
+    return row
+
+
+def line(row: Row) -> str:
+    """A line of the table: times are medians over repetitions, in milliseconds; ratios are distopt / hand."""
+    hand, runner = (median(t.median for t in timings) for timings in (row.hand, row.runner))
+    pairs = list(zip(row.runner, row.hand, strict=True))
+    ratios = [ours.median / theirs.median for ours, theirs in pairs]
+    of_means = median(ours.mean / theirs.mean for ours, theirs in pairs)
+    return (
+        f"| {row.strategy} | {row.step} | {1e3 * hand:.2f} | {1e3 * runner:.2f} | {runner / hand:.3f}"
+        f" | {min(ratios):.3f}–{max(ratios):.3f} | {of_means:.3f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=9, help="repetitions of each")
+    parser.add_argument("--steps", type=int, default=100, help="timed steps of a repetition")
+    args = parser.parse_args()
+    world = comm.World.from_env()
+
+    def show(text: str) -> None:
+        if world.is_main:
+            print(text, flush=True)
+
+    show(HEAD)
+    with comm.process_group(world):
+        for strategy, sizes in SIZES.items():
+            for step, size in sizes.items():
+                show(line(measure(strategy, step, size, pairs=args.pairs, steps=args.steps)))
+
+
+if __name__ == "__main__":
+    main()
