@@ -172,3 +172,11 @@ def test_synchronised_batchnorm_trains_as_one_process_does(tmp_path, strategy):
     assert losses(tmp_path / "two" / "run") == pytest.approx(losses(tmp_path / "one" / "run"), rel=1e-4)
     one, two = (rows(tmp_path / name / "run", "eval")[-1]["eval"] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_a_loss_may_have_weights_of_its_classes(tmp_path):
+    weight = {"type": "torch:tensor", "data": [1.0, 2.0, 4.0]}
+    whole = {**CHANGES["data"], "micro_batch_size": None}
+    train_alone(config(tmp_path, loss={"type": "CrossEntropyLoss", "weight": weight}, data=whole))
+    expected, _ = by_hand(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0])))
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-4)

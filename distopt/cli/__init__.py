@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         return _run(argv[0], argv[1:])
     parser = ArgumentParser(
-        "distopt", description="Trains PyTorch models with paramwise optimizer groups, from one YAML file."
+        "distopt",
+        description="Trains PyTorch models with paramwise optimizer groups, from one YAML file.",
+        epilog="to train: torchrun --nproc_per_node=8 -m distopt.train cfg.yaml",
     )
     parser.add_argument("--version", action="version", version=f"distopt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
