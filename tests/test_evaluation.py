@@ -51,7 +51,7 @@ def on_ranks(kind: str) -> float:
 
 @pytest.mark.parametrize(("kind", "expected"), [("plain", 4.0), ("wrapped", 1.0), ("lists", 1.0)])
 def test_dummies_count_in_no_metric(kind, expected):
-    assert run_distributed(on_ranks, kind, world=3, timeout=250) == pytest.approx([expected] * 3, rel=1e-5)
+    assert run_distributed(on_ranks, kind, world=3, timeout=110) == pytest.approx([expected] * 3, rel=1e-5)
 
 
 def leave_evaluation() -> tuple[bool, bool, bool]:

@@ -24,7 +24,7 @@ strategies = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def two_steps(name: str, run: Path, *overrides: str) -> Path:
     """Trains configs/`name` on two ranks; the run directory."""
     short = ["max_epochs=null", "max_steps=2", "log.every=1", "eval.every=2", "data.num_workers=0"]
-    run_distributed(train, CONFIGS / name, f"work_dir={run}", *short, *overrides, timeout=250)
+    run_distributed(train, CONFIGS / name, f"work_dir={run}", *short, *overrides, timeout=110)
     return run
 
 

@@ -25,15 +25,15 @@ def test_it_learns_and_its_tied_head_stays_tied(tmp_path, strategy):
     small = ["model.config.n_layer=2", "model.config.n_embd=32", "model.config.vocab_size=64"]
     short = [
         "data.train.context=32",
-        "max_steps=16",
+        "max_steps=30",
         "log.every=1",
         f"strategy={strategy}",
         "optimizer.lr=0.01",
     ]
     where = [f"work_dir={tmp_path / 'run'}", f"data.train.path={tmp_path / 'train.npy'}"]
-    first, second = run_distributed(train, tmp_path / "cfg.yaml", *small, *short, *where, timeout=250)
+    first, second = run_distributed(train, tmp_path / "cfg.yaml", *small, *short, *where, timeout=110)
     assert "lm_head.weight" not in first  # named_parameters tells a shared one once
     assert all((first[name] == second[name]).all() for name in first)
     found = losses(tmp_path / "run")
     assert found[0] == pytest.approx(np.log(64), rel=0.05)
-    assert found[-1] < found[0] - 1
+    assert found[-1] < 1

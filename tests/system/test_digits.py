@@ -11,13 +11,13 @@ from tests.runs import rows, status
 
 DIGITS = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 def test_a_small_conv_net_reads_handwritten_digits(tmp_path):
     run = tmp_path / "run"
 
-    done = run_torchrun([DIGITS, f"work_dir={run}"], timeout=800)
+    done = run_torchrun([DIGITS, f"work_dir={run}"], timeout=280)
 
     assert done.returncode == 0, done.stdout + done.stderr
     last = rows(run, "eval")[-1]
