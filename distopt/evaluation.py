@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distopt import comm, names, parallel
 from distopt.data import MicroBatch
 from distopt.errors import ConfigError, describe
+from distopt.faults import check_signals
 from distopt.means import Means
 from distopt.objective import TARGETS, Objective, Outcome, scalars
 
@@ -79,6 +80,7 @@ class Evaluation:
             metric.reset()
         with _evaluating(self._model), torch.no_grad():
             for batch, samples in batches:
+                check_signals()
                 with parallel.autocast(self._precision, self._device):
                     outcome = self._objective(batch)
                 items = samples if outcome.items is None else outcome.items

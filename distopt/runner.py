@@ -19,6 +19,7 @@ from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError
 from distopt.evaluation import Evaluation
+from distopt.faults import check_signals, held_signals
 from distopt.gradients import GradientStep, Taken
 from distopt.introduction import introduce
 from distopt.monitor import Throughput, open_console
@@ -73,13 +74,14 @@ class Runner:
         self._prepare()
         with comm.process_group(self.world):
             try:
-                self._assemble()
+                with held_signals():
+                    self._assemble()
             except ConfigError:
                 raise
             except Exception:  # a fault is left on record, unlike a mistake
                 with self._record():
                     raise
-            with self._record() as self.recording:
+            with self._record() as self.recording, held_signals():
                 introduce(self)
                 self._loop()
 
@@ -203,6 +205,7 @@ class Runner:
         tokens_per_sample = getattr(self.train_data, "tokens_per_sample", None)
         self.throughput = Throughput(self.step, self.layout.batch_size, tokens_per_sample)
         while self.step < self.max_steps and not self._stopping:
+            check_signals()
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.schedule.apply(self.step)
             taken = self.gradient_step.take(next(self.steps), measure=logs)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from distopt.cli.arguments import NOTES, config_parser
@@ -52,38 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: Config) -> int:
     from distopt.checkpoint.directory import newest
+    from distopt.faults import Stopped, stop_signals
     from distopt.runner import Runner
 
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        Runner(config).train()
-    except ConfigError as error:
-        return report(error.located(config.locate))
-    except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            saved = newest(config.work_dir)
-            then = f"the same command continues from {saved}" if saved else "no checkpoint was saved yet"
-            sys.stderr.write(f"stopped by {stopped}: {then}\n")
-        return 128 + stopped.number
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stop_signals():
+        try:
+            Runner(config).train()
+        except ConfigError as error:
+            return report(error.located(config.locate))
+        except Stopped as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                saved = newest(config.work_dir)
+                then = f"the same command continues from {saved}" if saved else "no checkpoint was saved yet"
+                sys.stderr.write(f"stopped by {stopped}: {then}\n")
+            return 128 + stopped.number
     return 0
-
-
-class Stopped(BaseException):
-    """A signal asked this process to end; like KeyboardInterrupt, no error that anything should handle."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    # torchrun and Slurm repeat SIGTERM: what the first one began must not be broken off by the next.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise Stopped(number)
 
 
 if __name__ == "__main__":

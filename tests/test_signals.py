@@ -5,15 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from distopt.faults import Stopped, check_signals, held_signals, stop_signals
+from distopt.train import main
+from tests.kit import run_distributed
 from tests.runs import status, write_config
 
-pytestmark = pytest.mark.slow
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@SIGNALS
 def test_a_signal_ends_the_run_with_one_line_and_a_status(tmp_path, number):
     path = write_config(tmp_path, max_steps=1_000_000, checkpoint={"every": 5})
     with subprocess.Popen(
@@ -35,3 +40,85 @@ def test_a_signal_ends_the_run_with_one_line_and_a_status(tmp_path, number):
     assert status(tmp_path / "run")["state"] == "failed"
     assert status(tmp_path / "run")["reason"] == f"Stopped: {number.name}"
     assert status(tmp_path / "run")["step"] >= 10
+
+
+def _main(path: Path) -> int:
+    return main([str(path)])
+
+
+@SIGNALS
+def test_a_signal_waits_until_the_checkpoint_is_written(tmp_path, number):
+    callback = {"type": "tests.components:SignalWhileSaving", "number": int(number)}
+    path = write_config(tmp_path, callbacks=[callback])
+    assert run_distributed(_main, path, world=1) == [128 + number]
+    assert [found.name for found in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+    assert status(tmp_path / "run")["checkpoint"] == "checkpoints/step_00000004"
+
+
+@SIGNALS
+def test_a_signal_that_is_not_held_stops_at_once(number):
+    def goes_on():
+        signal.raise_signal(number)
+        pytest.fail("the signal did nothing")
+
+    with pytest.raises(Stopped, match=number.name), stop_signals():
+        goes_on()
+
+
+def test_a_held_signal_stops_at_the_next_check():
+    passed = []
+
+    def goes_on():
+        check_signals()
+        signal.raise_signal(signal.SIGTERM)
+        passed.append("the signal")
+        check_signals()
+        passed.append("the check")
+
+    with pytest.raises(Stopped, match="SIGTERM"), stop_signals(), held_signals():
+        goes_on()
+    assert passed == ["the signal"]
+
+
+def test_a_held_signal_stops_at_the_end_at_the_latest():
+    with pytest.raises(Stopped), stop_signals(), held_signals():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_error_after_a_signal_is_the_stop_with_its_cause():
+    def breaks_off():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(Stopped) as caught, stop_signals(), held_signals():
+        breaks_off()
+    assert str(caught.value.__cause__) == "connection closed by peer"
+
+
+def test_an_error_without_a_signal_passes():
+    with pytest.raises(RuntimeError, match="of its own"), stop_signals(), held_signals():
+        raise RuntimeError("of its own")
+
+
+def test_a_repeated_sigterm_breaks_nothing_off():
+    def tidies_up():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped), stop_signals():
+        tidies_up()
+
+
+def test_the_handlers_of_before_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_of_a_run_that_is_over_stops_no_other():
+    with pytest.raises(Stopped), stop_signals():
+        signal.raise_signal(signal.SIGTERM)
+    check_signals()
