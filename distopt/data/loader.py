@@ -162,9 +162,11 @@ class TrainLoader:
         requests: Iterable[Any] = _WITHOUT_END
         if self._shards:
             places, turn = state["shards"], state["turn"]
-            reader = ShardReader(dataset, layout, rank=rank, key=key, places=places, turn=turn)
+            reader = ShardReader(dataset=dataset, layout=layout, rank=rank, key=key, places=places, turn=turn)
         elif self._streams:
-            reader = StreamReader(dataset, layout, rank=rank, key=key, place=state, drop_last=self._drop_last)
+            reader = StreamReader(
+                dataset=dataset, layout=layout, rank=rank, key=key, place=state, drop_last=self._drop_last
+            )
         else:
             reader = MapReader(dataset, key, self._seed)
             sampler = GlobalBatchSampler(
@@ -215,7 +217,7 @@ class EvalLoader:
         reader: Reader
         requests: Iterable[Any] = _WITHOUT_END
         if is_stream(dataset):
-            reader = StreamReader(dataset, layout, rank=rank, key="data.val", endless=False)
+            reader = StreamReader(dataset=dataset, layout=layout, rank=rank, key="data.val", endless=False)
         else:
             reader = MapReader(dataset, "data.val")
             requests = list(batches(np.arange(len(dataset)), layout, rank))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -21,6 +22,7 @@ def is_stream(dataset: object) -> bool:
     )
 
 
+@dataclass(kw_only=True)
 class StreamReader:
     """Reads a stream that all ranks and workers read alike, and keeps what the rank draws of it.
 
@@ -29,45 +31,29 @@ class StreamReader:
 
     Request n is for micro-step n % accumulation of global batch n // accumulation. Requests go up; one that
     does not begins anew at `place`.
-
-    Args:
-        dataset: What is iterated.
-        layout: How a global batch is cut up.
-        rank: This process's place in the world.
-        key: The config key of the dataset.
-        place: Where to begin.
-        endless: Read pass after pass; else the answers to all requests behind the first pass are None.
-        drop_last: Leave out a pass's last batch that is not whole.
     """
 
-    def __init__(
-        self,
-        dataset: Iterable[Any],
-        layout: BatchLayout,
-        *,
-        rank: int,
-        key: str,
-        place: dict[str, Any] = START,
-        endless: bool = True,
-        drop_last: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.layout = layout
-        self.rank = rank
-        self.key = key
-        self.place = place
-        self.endless = endless
-        self.drop_last = drop_last
-        self._last: int | None = None
+    dataset: Iterable[Any]
+    layout: BatchLayout
+    rank: int
+    """This process's place in the world."""
+    key: str
+    """The config key of the dataset."""
+    place: dict[str, Any] = field(default_factory=START.copy)
+    """Where to begin."""
+    endless: bool = True
+    """Read pass after pass; else the answers to all requests behind the first pass are None."""
+    drop_last: bool = False
+    """Leave out a pass's last batch that is not whole."""
+    _last: int | None = field(default=None, init=False)
 
     def read(self, request: int) -> Draw | None:
         """Raises ConfigError where the dataset raises or yields nothing."""
         step, micro_step = divmod(request, self.layout.accumulation)
         if self._last is None or request <= self._last:
             _worker_number()
-            if (
-                not self.endless and "dataset" not in self.place
-            ):  # where a pass that is broken off goes back to
+            if not self.endless and "dataset" not in self.place:
+                # where a pass that is broken off goes back to
                 self.place = Passes(self.dataset, self.key, START).place()
             self._batches = self._global_batches()
             self._at, self._draws = -1, []
@@ -97,38 +83,26 @@ class StreamReader:
                 return
 
 
+@dataclass(kw_only=True)
 class ShardReader:
     """Reads a stream by its shards, one for each worker of each rank; all batches are whole.
 
     Every request is for the next micro-batch of the worker's own shard. Workers answer in turn, and on a
     resume the first worker takes up the shard whose turn it is.
-
-    Args:
-        dataset: What has `shard(num_shards=, index=)`.
-        layout: How a global batch is cut up.
-        rank: This process's place in the world.
-        key: The config key of the dataset.
-        places: Where to begin, for each of this rank's shards.
-        turn: Whose turn is first.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        layout: BatchLayout,
-        *,
-        rank: int,
-        key: str,
-        places: list[dict[str, Any]],
-        turn: int,
-    ) -> None:
-        self.dataset = dataset
-        self.layout = layout
-        self.rank = rank
-        self.key = key
-        self.places = places
-        self.turn = turn
-        self._micro_batches: Iterator[Draw] | None = None
+    dataset: Any
+    """What has `shard(num_shards=, index=)`."""
+    layout: BatchLayout
+    rank: int
+    """This process's place in the world."""
+    key: str
+    """The config key of the dataset."""
+    places: list[dict[str, Any]]
+    """Where to begin, for each of this rank's shards."""
+    turn: int
+    """Whose turn is first."""
+    _micro_batches: Iterator[Draw] | None = field(default=None, init=False)
 
     def read(self, request: int) -> Draw:
         """Raises ConfigError where the dataset raises or its shard yields nothing."""
