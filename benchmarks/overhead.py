@@ -200,13 +200,13 @@ def _work_dir() -> Iterator[Path]:
         dist.barrier()
 
 
-def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int) -> Row:
-    """Lets both train `pairs` times, in turns, `steps` steps after the warm-up."""
+def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int, warm_up: int = WARM_UP) -> Row:
+    """Lets both train `pairs` times, in turns, `steps` steps after the warm-up's."""
     data = Windows(context=size.model.get("context", 64))
     row = Row(strategy, step, [], [])
     for _ in range(pairs):
         for train, timings in ((by_hand, row.hand), (by_runner, row.runner)):
-            times = train(strategy, size, data, WARM_UP + steps)[WARM_UP - 1 :]
+            times = train(strategy, size, data, warm_up + steps)[warm_up - 1 :]
             durations = [after - before for before, after in pairwise(times)]
             timings.append(Timing(median(durations), fmean(durations)))
     return row
