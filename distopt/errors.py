@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import chain
@@ -114,6 +114,12 @@ def name_of(function: Callable[..., object]) -> str:
     """What the user calls a function or, where it is an instance, its class; for a partial, what is in it."""
     function = getattr(function, "func", function)
     return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """`a, b, c and 12 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def raise_all(errors: Iterable[ConfigError]) -> None:

@@ -62,7 +62,11 @@ def rehearse(
 
 
 def _check_all_used(model: nn.Module) -> None:
-    unused = [fqn for fqn, p in names.live_parameters(model).items() if p.requires_grad and p.grad is None]
+    unused = [
+        fqn
+        for fqn, p in names.live_parameters(names.visits(model)).items()
+        if p.requires_grad and p.grad is None
+    ]
     if unused:
         more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
         raise ConfigError(

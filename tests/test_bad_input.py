@@ -29,6 +29,11 @@ BAD = {
     "wrong value": ({"strategy": "dpp"}, "strategy: wrong value", "did you mean: ddp?"),
     "unknown model": ({"model": {"type": "ByteGTP"}}, "model.type: unknown type", "did you mean: ByteGPT?"),
     "unknown optimizer": (change("optimizer", type="AdamWW"), "optimizer.type: unknown type", "mean: AdamW?"),
+    "unknown constructor": (
+        change("optimizer", constructor="DefaultConstructor"),
+        "optimizer.constructor: unknown type",
+        "mean: DefaultOptimWrapperConstructor?",
+    ),
     "unknown schedule": ({"param_scheduler": {"type": "LinerLR"}}, "type: unknown type", "mean: LinearLR?"),
     "no such module": ({"model": {"type": "nowhere.net:Net"}}, "model.type: there is no module nowhere", ""),
     "unknown argument": (change("model", widht=8), "model.widht: unknown argument", "did you mean: width?"),

@@ -125,7 +125,6 @@ def test_a_missing_key_is_located_at_what_lacks_it(message, line, expected):
         ("data=[1, 2]", "[1, 2]", "a mapping"),
         ("param_scheduler=LinearLR", "LinearLR", "a mapping or a list of them"),
         ("param_scheduler=3", "3", "a mapping or a list of them"),
-        ("optimizer.constructor=Mine", "Mine", "DefaultOptimWrapperConstructor"),
         ("optimizer.lr='1e-3'", '"1e-3"', "a finite number ≥ 0"),
         ("optimizer.lr=-1", "-1", "a finite number ≥ 0"),
         ("optimizer.weight_decay=.nan", "NaN", "a finite number ≥ 0"),

@@ -67,6 +67,36 @@ def test_a_wrong_value_of_paramwise_cfg_is_shown_with_what_is_allowed(paramwise_
     assert error.others == ()
 
 
+def test_an_unknown_key_of_paramwise_cfg_is_an_error_with_the_nearest():
+    error = paramwise_error({"norm_decay_mul": 0}, lr=1, weight_decay=1)
+    assert (error.key, error.problem) == ("optimizer.paramwise_cfg.norm_decay_mul", "unknown key")
+    assert error.suggestion == "norm_decay_mult"
+
+
+def test_a_constructor_of_the_users_has_keys_of_its_own():
+    section = {
+        "type": "SGD",
+        "constructor": "mypkg:Mine",
+        "paramwise_cfg": {"bypass_duplicate": True, "mine": 1},
+    }
+    paramwise = validate(OptimizerConfig, section).paramwise
+    assert (paramwise.bypass_duplicate, paramwise.own) == (True, {"mine": 1})
+
+
+def test_a_layer_decay_rate_needs_its_constructor():
+    error = paramwise_error({"layer_decay_rate": 0.75}, lr=1)
+    assert error.key == "optimizer.paramwise_cfg.layer_decay_rate"
+    assert error.problem == "needs constructor: LearningRateDecayOptimWrapperConstructor"
+
+
+def test_a_layer_decay_rate_needs_lr():
+    error = paramwise_error(
+        {"layer_decay_rate": 0.75}, constructor="LearningRateDecayOptimWrapperConstructor"
+    )
+    assert error.key == "optimizer.paramwise_cfg.layer_decay_rate"
+    assert "multiplies lr" in error.problem
+
+
 def test_an_empty_custom_key_is_an_error():
     error = paramwise_error({"custom_keys": {"": {}}})
     assert error.key.startswith("optimizer.paramwise_cfg.custom_keys")

@@ -36,7 +36,7 @@ FQNS = [
 
 
 def fqns(model: nn.Module) -> list[str]:
-    return [site.fqn for site in names.walk(model)]
+    return list(names.live_parameters(names.visits(model)))
 
 
 def test_the_walk_names_every_place_of_a_shared_parameter():
@@ -63,8 +63,9 @@ def _fqns_under_ddp_and_fsdp() -> tuple[list[str], list[str], list[tuple[str, ..
     mesh = init_device_mesh("cpu", (2,))
     fully_shard(sharded.module[1], mesh=mesh)
     fully_shard(sharded, mesh=mesh)
-    types = [names.module_type(site.owner).__name__ for site in names.walk(sharded)]
-    return fqns(DistributedDataParallel(Net())), fqns(sharded), names.ties(sharded), types
+    walk = names.visits(sharded)
+    types = [names.module_type(visit.module).__name__ for visit in walk]
+    return fqns(DistributedDataParallel(Net())), fqns(sharded), names.ties(walk), types
 
 
 def test_ddp_and_fsdp_leave_names_types_and_ties_alone():
@@ -72,22 +73,32 @@ def test_ddp_and_fsdp_leave_names_types_and_ties_alone():
         assert ddp == FQNS
         assert fsdp == FQNS
         assert ties == [("embedding.weight", "head.weight")]
-        assert types == ["Embedding", "Linear", "Linear", "LayerNorm", "LayerNorm", "Linear"]
-
-
-def test_a_tensor_met_twice_in_one_module_is_not_distinct():
-    module = nn.Linear(2, 2)
-    module.again = module.weight
-    assert [(site.fqn, site.distinct) for site in names.walk(module)] == [
-        ("weight", True),
-        ("bias", True),
-        ("again", False),
-    ]
+        assert types == ["Net", "Embedding", "Sequential", "Linear", "LayerNorm", "Linear"]
 
 
 def test_a_module_met_twice_under_one_parent_is_not_distinct():
-    layer = nn.Linear(2, 2, bias=False)
-    assert [(site.fqn, site.distinct) for site in names.walk(nn.Sequential(layer, layer))] == [
-        ("0.weight", True),
-        ("1.weight", False),
+    layer = nn.Linear(2, 2)
+    assert [(visit.prefix, visit.distinct) for visit in names.visits(nn.Sequential(layer, layer))] == [
+        ("", True),
+        ("0.", True),
+        ("1.", False),
     ]
+
+
+def test_what_is_inside_a_module_met_twice_is_not_distinct_either():
+    block = nn.Sequential(nn.Linear(2, 2))
+    walk = names.visits(nn.Sequential(block, block))
+    assert [visit.prefix for visit in walk if not visit.distinct] == ["1.", "1.0."]
+
+
+def test_a_module_met_under_two_parents_is_distinct():
+    layer = nn.Linear(2, 2)
+    walk = names.visits(nn.ModuleList([nn.Sequential(layer), nn.Sequential(layer)]))
+    assert all(visit.distinct for visit in walk)
+
+
+def test_the_walk_gives_parents_as_their_author_wrote_them():
+    parents = {visit.prefix: visit.parent for visit in names.visits(checkpoint_wrapper(Net()))}
+    assert parents[""] is None
+    assert isinstance(parents["head."], Net)
+    assert isinstance(parents["module.0."], nn.Sequential)

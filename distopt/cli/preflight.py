@@ -27,6 +27,8 @@ def preflight(config: Config, world: int | None) -> None:
             with collecting(errors):
                 registry.check_name(value["type"], "object", f"{at}.type")
     with collecting(errors):
+        registry.check_name(config.optimizer.constructor, "constructor", "optimizer.constructor")
+    with collecting(errors):
         _check_work_dir(config.work_dir)
     with collecting(errors):
         find_start(config.work_dir, config.resume, config.to_dict())

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from distopt.registry import short_names
     from distopt.schedule.build import TYPES
 
-    kinds = ["model", "loss", "dataset", "collate", "optimizer", "callback"]
+    kinds = ["model", "loss", "dataset", "collate", "optimizer", "constructor", "callback"]
     if find_spec("torchmetrics"):
         kinds.append("metric")
     names = {"metric": [], "schedule": TYPES, **{kind: list(short_names(kind)) for kind in kinds}}

@@ -40,12 +40,15 @@ def json_schema(names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The schema, in draft 2020-12, of all files that `load_config` reads.
 
     Args:
-        names: Kind (model, loss, dataset, collate, optimizer, schedule, metric, callback) → the short names
+        names: Kind (model, loss, dataset, collate, optimizer, constructor, schedule, metric,
+            callback) → the short names
             that a `type` can have. Only a schedule's cannot be an import path as well.
     """
     schema = Config.model_json_schema(schema_generator=_Generator)
     definitions = schema.pop("$defs")
-    definitions["OptimizerConfig"] = _typed(definitions["OptimizerConfig"], names["optimizer"], _IMPORT_PATH)
+    optimizer = _typed(definitions["OptimizerConfig"], names["optimizer"], _IMPORT_PATH)
+    optimizer = _typed(optimizer, names["constructor"], _IMPORT_PATH, key="constructor")
+    definitions["OptimizerConfig"] = optimizer | _closed_paramwise(definitions["ParamwiseConfig"])
     definitions["SchedulerConfig"] = _typed(definitions["SchedulerConfig"], names["schedule"], _VARIABLE)
     component = definitions.pop("Component")
     definitions |= {kind: _typed(component, names[kind], _IMPORT_PATH) for kind in _KINDS.values()}
@@ -120,12 +123,22 @@ def _texts(section: type[Section]) -> dict[str, str]:
     return texts
 
 
-def _typed(section: dict[str, Any], names: Sequence[str], otherwise: dict[str, Any]) -> dict[str, Any]:
+def _typed(
+    section: dict[str, Any], names: Sequence[str], otherwise: dict[str, Any], key: str = "type"
+) -> dict[str, Any]:
     """A section whose `type` is one of `names`, or something else; without names, any text."""
-    given = section["properties"]["type"]
+    given = section["properties"][key]
     if names:
-        given = {"anyOf": [{"enum": list(names)}, otherwise], "description": given["description"]}
-    return {**section, "properties": {**section["properties"], "type": given}}
+        given = {**given, "anyOf": [{"enum": list(names)}, otherwise]}
+        del given["type"], given["minLength"]
+    return {**section, "properties": {**section["properties"], key: given}}
+
+
+def _closed_paramwise(section: dict[str, Any]) -> dict[str, Any]:
+    """Only a constructor of the user's has keys that are not in the section."""
+    own = {"required": ["constructor"], "properties": {"constructor": _IMPORT_PATH}}
+    closed = {"propertyNames": {"enum": list(section["properties"])}}
+    return {"if": own, "else": {"properties": {"paramwise_cfg": closed}}}
 
 
 def _pointing(schema: Any, target: str) -> Any:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from distopt.config.section import Multiplier, OpenSection, Section, Text
-from distopt.errors import ConfigError, raise_all
+from distopt.errors import ConfigError, nearest, raise_all
+
+DEFAULT_CONSTRUCTOR = "DefaultOptimWrapperConstructor"
+LAYER_CONSTRUCTOR = "LearningRateDecayOptimWrapperConstructor"
 
 
 class ParamwiseConfig(Section):
@@ -17,6 +20,8 @@ class ParamwiseConfig(Section):
 
     A multiplier that is null counts as not given.
     """
+
+    model_config = ConfigDict(extra="allow")  # for constructors of the user's; OptimizerConfig looks at them
 
     bias_lr_mult: Multiplier | None = None
     """Learning rate of biases; not those of norms and deformable convolutions."""
@@ -48,6 +53,14 @@ class ParamwiseConfig(Section):
     custom_keys: dict[Text, dict[Text, Any]] = Field(default_factory=dict)
     """Part of a parameter's name → lr_mult, decay_mult, options of the optimizer, and the group's `name`."""
 
+    layer_decay_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Multiple of the learning rate for each layer above; with LearningRateDecayOptimWrapperConstructor."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The keys that only a constructor of the user's knows."""
+        return dict(self.model_extra or {})
+
     @field_validator("custom_keys", mode="after")
     @classmethod
     def _entries_are_sound(cls, entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -58,8 +71,8 @@ class ParamwiseConfig(Section):
 class OptimizerConfig(OpenSection):
     """The `optimizer` section; keys beside these are the optimizer's arguments (lr, weight_decay, …)."""
 
-    constructor: Literal["DefaultOptimWrapperConstructor"] = "DefaultOptimWrapperConstructor"
-    """The rules that turn paramwise_cfg into parameter groups."""
+    constructor: Text = DEFAULT_CONSTRUCTOR
+    """What turns paramwise_cfg into parameter groups: a short name, or the import path of a class."""
 
     unmatched_keys: Literal["error", "warn"] = "error"
     """What to do about a custom key that matches no parameter."""
@@ -68,6 +81,29 @@ class OptimizerConfig(OpenSection):
         ParamwiseConfig | None, BeforeValidator(lambda value: None if value == {} else value)
     ] = None
     """Multiples of lr and weight_decay by kind or name of the parameter."""
+
+    @property
+    def paramwise(self) -> ParamwiseConfig:
+        """`paramwise_cfg`; where there is none, one without rules."""
+        return self.paramwise_cfg or ParamwiseConfig()
+
+    @model_validator(mode="after")
+    def _keys_are_the_constructors(self) -> OptimizerConfig:
+        paramwise = self.paramwise
+        errors = []
+        if self.constructor.isidentifier():  # one of distopt's own
+            known = list(ParamwiseConfig.model_fields)
+            errors = [
+                ConfigError(
+                    f"paramwise_cfg.{name}", "unknown key", allowed=known, suggestion=nearest(name, known)
+                )
+                for name in paramwise.own
+            ]
+        if paramwise.layer_decay_rate is not None and self.constructor == DEFAULT_CONSTRUCTOR:
+            problem = f"needs constructor: {LAYER_CONSTRUCTOR}"
+            errors.append(ConfigError("paramwise_cfg.layer_decay_rate", problem))
+        raise_all(errors)
+        return self
 
     @model_validator(mode="after")
     def _multipliers_have_a_base(self) -> OptimizerConfig:
@@ -94,6 +130,8 @@ def _multipliers(paramwise: ParamwiseConfig) -> Iterator[tuple[str, str]]:
         for ending, base in bases.items():
             if name.endswith(ending) and getattr(paramwise, name) is not None:
                 yield name, base
+    if paramwise.layer_decay_rate is not None:
+        yield "layer_decay_rate", "lr"
     for key, entry in paramwise.custom_keys.items():
         for ending, base in bases.items():
             if ending[1:] in entry:

@@ -3,7 +3,27 @@
 census (what the model has) → rules (a verdict each) → plan (named groups) → bind (live parameters).
 """
 
+from distopt.optim.agreement import check_agreement
 from distopt.optim.build import build_optimizer, make_plan, try_optimizer
+from distopt.optim.census import Census, Entry, Place
+from distopt.optim.layers import LearningRateDecayOptimWrapperConstructor
 from distopt.optim.plan import Plan
+from distopt.optim.prebuilt import Prebuilt
+from distopt.optim.rules import DefaultOptimWrapperConstructor
+from distopt.optim.verdict import Constructor, Verdict
 
-__all__ = ["Plan", "build_optimizer", "make_plan", "try_optimizer"]
+__all__ = [
+    "Census",
+    "Constructor",
+    "DefaultOptimWrapperConstructor",
+    "Entry",
+    "LearningRateDecayOptimWrapperConstructor",
+    "Place",
+    "Plan",
+    "Prebuilt",
+    "Verdict",
+    "build_optimizer",
+    "check_agreement",
+    "make_plan",
+    "try_optimizer",
+]

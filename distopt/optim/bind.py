@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from distopt import names
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, listed
 from distopt.optim.plan import Plan
 
 
@@ -21,47 +21,42 @@ def bind(plan: Plan, model: nn.Module) -> list[dict[str, Any]]:
     Raises:
         ConfigError: Where `model` is not the model that `plan` was made for, or not all of it is real.
     """
-    live = names.live_parameters(model)
-    _check_ties(plan, live)
-    _check_names(plan, live)
+    live = names.live_parameters(names.visits(model))
+    planned = [fqn for group in plan.groups for fqn in group.param_names]
+    _check_presence(planned, live)
+    names.check_ties(model, plan.ties, after="wrapping or loading")
+    _check_ownership(planned, live)
     return [
         {"params": [(fqn, live[fqn]) for fqn in group.param_names], "name": group.name, **group.options}
         for group in plan.groups
     ]
 
 
-def _check_names(plan: Plan, live: dict[str, nn.Parameter]) -> None:
-    planned = [entry for group in plan.groups for entry in group.entries]
-    missing = [entry.fqn for entry in planned if entry.fqn not in live]
+def _check_presence(planned: list[str], live: dict[str, nn.Parameter]) -> None:
+    missing = [fqn for fqn in planned if fqn not in live]
+    if missing and any(fqn.endswith("_flat_param") for fqn in live):
+        raise ConfigError(
+            "model",
+            f"FSDP1 with use_orig_params=False leaves flat parameters in place of {listed(missing)}",
+            allowed="use_orig_params=True; or fully_shard(model) of torch.distributed.fsdp (FSDP2)",
+        )
     if missing:
-        raise ConfigError("model", f"parameters of the plan are gone: {_some(missing)}")
-    owned = {id(live[entry.fqn]) for entry in planned}
-    unowned = [
-        fqn for fqn, parameter in live.items() if parameter.requires_grad and id(parameter) not in owned
-    ]
+        raise ConfigError("model", f"parameters of the plan are gone: {listed(missing)}")
+
+
+def _check_ownership(planned: list[str], live: dict[str, nn.Parameter]) -> None:
+    owned = {id(live[fqn]): fqn for fqn in planned}
+    trainable = {id(parameter): fqn for fqn, parameter in live.items() if parameter.requires_grad}
+    unowned = [fqn for key, fqn in trainable.items() if key not in owned]
     if unowned:
-        raise ConfigError("model", f"trainable parameters that the plan does not have: {_some(unowned)}")
-    unreal = [entry.fqn for entry in planned if live[entry.fqn].is_meta]
+        raise ConfigError("model", f"trainable parameters that the plan does not have: {listed(unowned)}")
+    frozen = [fqn for key, fqn in owned.items() if key not in trainable]
+    if frozen:
+        raise ConfigError("model", f"parameters of the plan have been frozen since: {listed(frozen)}")
+    unreal = [fqn for fqn, parameter in live.items() if parameter.is_meta]
     if unreal:
         raise ConfigError(
             "model",
-            f"parameters are still on the meta device: {_some(unreal)}",
+            f"parameters are still on the meta device: {listed(unreal)}",
             allowed="materialise it first",
         )
-
-
-def _check_ties(plan: Plan, live: dict[str, nn.Parameter]) -> None:
-    for group in plan.groups:
-        for entry in group.entries:
-            broken = [alias for alias in entry.aliases if live.get(alias) is not live.get(entry.fqn)]
-            if broken:
-                raise ConfigError(
-                    "model",
-                    f"a tie was broken by wrapping: {entry.fqn} is no longer {_some(broken)}",
-                    allowed="tied modules wrapped as one unit",
-                )
-
-
-def _some(fqns: list[str], most: int = 5) -> str:
-    more = f" and {len(fqns) - most} more" if len(fqns) > most else ""
-    return ", ".join(fqns[:most]) + more

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from distopt import names
+from distopt.errors import ConfigError, listed
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Holder(NamedTuple):
+    """A module that holds parameters, at one place of the model."""
+
+    prefix: str
+    """Its FQN with a dot behind it; "" for the root."""
+    cls: type[nn.Module]
+    """The author's."""
+    parent: type[nn.Module] | None
+    """The class of the module above."""
+    depthwise: bool
+    """A Conv2d with one group per input channel."""
+    distinct: bool
+    """See `names.Visit`."""
+
+    @property
+    def path(self) -> str:
+        return self.prefix.removesuffix(".")
+
+
+class Place(NamedTuple):
     """One name of a parameter and what stands around it there."""
 
     fqn: str
-    path: str
-    """The FQN of the module that holds the parameter; "" for the root."""
     name: str
-    """The parameter's own name in that module: `weight`, `bias`, …"""
-    owner: type[nn.Module]
-    """The class of the module that holds the parameter."""
-    parent: type[nn.Module] | None
-    """The class of the module above the owner."""
-    depthwise: bool
-    """The owner is a Conv2d with one group per input channel."""
+    """The parameter's own name in its module: `weight`, `bias`, …"""
+    holder: Holder
     distinct: bool
-    """See `names.Site`."""
+    """False where the same tensor already hangs in this very module, or the holder is not distinct."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One parameter, however many names it has; `places[0]` is its owner's, the others are aliases."""
 
     places: tuple[Place, ...]
@@ -51,28 +65,91 @@ class Entry:
         return prod(self.shape)
 
 
-def take_census(model: nn.Module) -> list[Entry]:
-    """One entry per parameter, in the order of the walk. Works on a meta-device or wrapped model."""
-    sites: dict[int, list[names.Site]] = {}
-    for site in names.walk(model):
-        sites.setdefault(id(site.parameter), []).append(site)
-    return [_entry(of_one) for of_one in sites.values()]
+@dataclass(frozen=True)
+class Census:
+    """All parameters of a model, in the order of the walk: a module's own, then its children's."""
+
+    entries: list[Entry]
+    ties: list[tuple[str, ...]]
+    """See `names.ties`."""
+    marked: frozenset[str]
+    """The FQNs of parameters that their author marked by `_no_weight_decay = True`. Wrapping loses marks."""
+    model: nn.Module
+    """The unwrapped model, whose parameters may be anything by now."""
+
+    def places(self) -> Iterator[tuple[Entry, Place]]:
+        """Every name of every parameter."""
+        return ((entry, place) for entry in self.entries for place in entry.places)
 
 
-def _entry(sites: list[names.Site]) -> Entry:
-    parameter = sites[0].parameter
-    return Entry(tuple(_place(site) for site in sites), tuple(parameter.shape), parameter.requires_grad)
+def take_census(model: nn.Module) -> Census:
+    """Works on a meta-device or wrapped model.
 
-
-def _place(site: names.Site) -> Place:
-    owner = site.owner
-    path, _, name = site.fqn.rpartition(".")
-    return Place(
-        fqn=site.fqn,
-        path=path,
-        name=name,
-        owner=names.module_type(owner),
-        parent=None if site.parent is None else names.module_type(site.parent),
-        depthwise=isinstance(owner, nn.Conv2d) and owner.in_channels == owner.groups,
-        distinct=site.distinct,
+    Raises:
+        ConfigError: FSDP1 hides the shapes that rules look at, or lazy modules have none yet.
+    """
+    walk = names.visits(model)
+    check_shapes_are_visible(model)
+    found: dict[int, tuple[nn.Parameter, list[Place]]] = {}
+    types: dict[type, Any] = {type(None): None}
+    for module, parent, prefix, distinct in walk:
+        if not module._parameters:
+            continue
+        for of in (module, parent):
+            if of is not None and type(of) not in types:
+                types[type(of)] = names.module_type(of)
+        holder = Holder(
+            prefix,
+            types[type(module)],
+            types[type(parent)],
+            isinstance(module, nn.Conv2d) and module.in_channels == module.groups,
+            distinct,
+        )
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                _, others = found.setdefault(id(parameter), (parameter, []))
+                here = distinct and not (others and others[-1].holder is holder)
+                others.append(Place(prefix + name, name, holder, here))
+    shapeless = [
+        places[0].fqn
+        for parameter, places in found.values()
+        if issubclass(type(parameter), nn.UninitializedParameter)
+    ]
+    if shapeless:
+        raise ConfigError(
+            "model",
+            f"lazy modules have no shapes yet: {listed(shapeless)}",
+            allowed="model(batch) once, before the plan is made",
+        )
+    return Census(
+        entries=[
+            Entry(tuple(places), tuple(parameter.shape), parameter.requires_grad)
+            for parameter, places in found.values()
+        ],
+        ties=names.ties(walk),
+        marked=frozenset(
+            places[0].fqn for parameter, places in found.values() if hasattr(parameter, "_no_weight_decay")
+        ),
+        model=names.unwrap(model),
     )
+
+
+def check_shapes_are_visible(model: nn.Module) -> None:
+    """Raises for a model that FSDP1 has flattened."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in _modules(model)):
+        raise ConfigError(
+            "model",
+            "FSDP1 (FullyShardedDataParallel) hides the shapes that the rules look at",
+            allowed="fully_shard(model) of torch.distributed.fsdp (FSDP2); or use_orig_params=True, and"
+            " build_optimizer(model, cfg, plan=plan) with the plan that make_plan made before wrapping",
+        )
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Wrappers included; `nn.Module.modules` takes four times as long."""
+    left: list[nn.Module | None] = [model]
+    while left:
+        if (module := left.pop()) is not None:
+            yield module
+            left.extend(module._modules.values())

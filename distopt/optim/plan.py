@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from distopt.optim.census import Entry
-from distopt.optim.rules import Verdict
+from distopt.optim.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -55,40 +55,53 @@ class Plan:
     groups: tuple[Group, ...]
     frozen: tuple[str, ...] = ()
     """FQNs of the parameters that are in no group because they do not require a gradient."""
+    ties: tuple[tuple[str, ...], ...] = ()
+    """The names of each shared parameter, frozen ones too: the owner's first."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What is probably not meant."""
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What is worth saying once, though the config asked for it."""
 
     @cached_property
     def digest(self) -> str:
         """Identifies the plan: equal on every rank, or the ranks do not train the same thing."""
-        content = json.dumps(self._content(), sort_keys=True, default=repr)
+        content = json.dumps(self._content, sort_keys=True, default=repr)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as stored in plan.json."""
-        return {"digest": self.digest, **self._content()}
+        return {"digest": self.digest, **self._content}
 
+    def to_json(self) -> str:
+        """The text of plan.json."""
+        return json.dumps(self.to_dict(), indent=1, default=repr) + "\n"
+
+    @cached_property
     def _content(self) -> dict[str, Any]:
         groups = [group.to_dict() for group in self.groups]
         return {"optimizer": self.optimizer, "groups": groups, "frozen": list(self.frozen)}
 
 
-def merge(decided: list[tuple[Entry, Verdict]], defaults: Mapping[str, Any]) -> tuple[Group, ...]:
+def merge(decided: Iterable[tuple[Entry, Verdict]], defaults: Mapping[str, Any]) -> tuple[Group, ...]:
     """One group per distinct verdict, in the order of first appearance.
 
     Args:
         decided: The trainable parameters with their verdicts, in the order of the walk.
         defaults: The optimizer's own lr and weight_decay, for groups whose verdict has none.
     """
-    members: dict[Verdict, list[Entry]] = {}
+    first: dict[Verdict, Verdict] = {}  # a verdict → the first that says the same
+    alike: dict[tuple[str, tuple[str, ...]], list[Verdict]] = {}
+    merged: dict[Verdict, list[Entry]] = {}
     for entry, verdict in decided:
-        members.setdefault(verdict, []).append(entry)
-    names = _names(members)
+        if verdict not in first:
+            others = alike.setdefault((verdict.label, verdict.rules), [])
+            options = {**defaults, **verdict.options}
+            same = (other for other in others if {**defaults, **other.options} == options)
+            first[verdict] = next(same, verdict)
+            others.append(verdict)
+        merged.setdefault(first[verdict], []).append(entry)
+    names = _names(merged)
     return tuple(
         Group(names[verdict], verdict.rules, {**defaults, **verdict.options}, verdict.why, tuple(entries))
-        for verdict, entries in members.items()
+        for verdict, entries in merged.items()
     )
 
 
@@ -97,12 +110,12 @@ def _names(verdicts: Iterable[Verdict]) -> dict[Verdict, str]:
     taken = {"all"}
     names = {}
     for verdict in sorted(verdicts, key=lambda verdict: verdict.key is not None):
-        names[verdict] = _free_name(verdict.label, taken)
+        names[verdict] = free_name(verdict.label, taken)
         taken.add(names[verdict])
     return names
 
 
-def _free_name(label: str, taken: set[str]) -> str:
+def free_name(label: str, taken: set[str]) -> str:
     """`label` in the characters that a TensorBoard tag and a file name may have; a clash gets `.2`."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", label).strip(".") or "_"
     if name not in taken:

@@ -1,25 +1,25 @@
 """The rules of `paramwise_cfg`: one verdict for each parameter.
 
-The vocabulary and its meaning are MMEngine's (`DefaultOptimWrapperConstructor`); docs/groups.md has the
-deviations. Rules see clean FQNs, module types and global shapes, never what a wrapper made of them.
+The vocabulary and its meaning are MMEngine's (`DefaultOptimWrapperConstructor`); docs/coming-from-mmengine.md
+has the deviations. Rules see clean FQNs, module types and global shapes, never what a wrapper made of them.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from distopt import registry
-from distopt.config import OptimizerConfig, ParamwiseConfig
+from distopt.config import OptimizerConfig
 from distopt.errors import ConfigError
-from distopt.optim.census import Entry, Place
+from distopt.optim.census import Census, Entry, Place
+from distopt.optim.verdict import Constructor, Verdict
 
 _TORCH_NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -28,137 +28,130 @@ _TORCH_NORMS = (
     nn.LayerNorm,
 )
 _NORM_NAME = re.compile(r"(rms|layer)_?norm(\dd)?$", re.IGNORECASE)
-_MULTIPLIERS = {"lr_mult": "lr", "decay_mult": "weight_decay"}
+_MULTIPLIES = {"lr_mult": "lr", "decay_mult": "weight_decay"}
 CUSTOM_KEYS = "optimizer.paramwise_cfg.custom_keys"
-KEY_SETTINGS = (*_MULTIPLIERS, "name")
+KEY_SETTINGS = (*_MULTIPLIES, "name")
 """What an entry of `custom_keys` may hold besides options of the optimizer."""
 
 
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What was decided for a parameter, by which rules, and how. `Rules` makes each distinct one once."""
+class DefaultOptimWrapperConstructor(Constructor):
+    """`paramwise_cfg` as MMEngine means it."""
 
-    key: str | None
-    """The custom key that decided, if one did."""
-    rules: tuple[str, ...]
-    """That key, and the short names of the other rules that decided; () where none did."""
-    label: str
-    """What the group is called, before clashes are resolved."""
-    options: Mapping[str, Any]
-    """Optimizer options that differ from the optimizer's own: lr, weight_decay, betas, …"""
-    why: Mapping[str, str]
-    """Option → its arithmetic: `0.0006 × 0.1 (bias_lr_mult) = 6e-05`."""
-
-
-class Rules:
-    """The rules of one `optimizer:` section, ready to decide."""
-
-    def __init__(self, config: OptimizerConfig) -> None:
-        paramwise = config.paramwise_cfg or ParamwiseConfig()
-        _check_patterns(paramwise.custom_keys)
+    def __init__(self, config: OptimizerConfig, census: Census) -> None:
+        super().__init__(config, census)
+        paramwise = config.paramwise
         self.custom_keys = paramwise.custom_keys
-        self._base = {option: config.arguments.get(option) for option in ("lr", "weight_decay")}
-        self._combine = paramwise.custom_keys_mode == "combine"
-        self._multipliers = {
+        self.multipliers = {
             name: value
             for name, value in paramwise.model_dump().items()
             if name.endswith("_mult") and value is not None
         }
+        """Those that are given: `norm_decay_mult` → its value."""
+        self.combines = paramwise.custom_keys_mode == "combine"
         self._keys = sorted(sorted(paramwise.custom_keys), key=len, reverse=True)
+        self._patterns = {key: match for key in self._keys if (match := _pattern(key))}
+        self._matching: dict[str, list[str]] = {}
         self._norms, self._norms_by_name = _norm_types(paramwise.norm_types)
-        self._verdicts: dict[tuple[str | None, str | None, str | None], Verdict] = {}
+        self._given: dict[tuple[Any, ...], tuple[str | None, str | None]] = {}
+        self._verdicts: dict[tuple[str | None, ...], Verdict] = {}
 
     def decide(self, entry: Entry, place: Place) -> Verdict:
-        """The verdict on `entry`, were `place` its owner."""
-        key = next(self.matching_keys(place), None)
-        if key is not None and not self._combine:
+        keys = self.matching_keys(place)
+        key = keys[0] if keys else None
+        if key is not None and not self.combines:
             return self._verdict(key, None, None)
-        ndim = len(entry.shape)
-        return self._verdict(key, self._lr_rule(place, ndim), self._decay_rule(place, ndim))
+        return self._verdict(key, *self._given_for(entry, place))
 
-    def matching_keys(self, place: Place) -> Iterator[str]:
+    def matching_keys(self, place: Place) -> list[str]:
         """The custom keys that match, the deciding one first: longest, then alphabetically."""
-        text = f"{place.path}.{place.name}"
-        return (key for key in self._keys if _matches(key, text, place.fqn))
+        fqn = place.fqn
+        if fqn not in self._matching:
+            text = fqn if place.holder.prefix else f".{fqn}"
+            self._matching[fqn] = [
+                key
+                for key in self._keys
+                if (self._patterns[key](fqn) if key in self._patterns else key in text)
+            ]
+        return self._matching[fqn]
 
-    def _is_norm(self, place: Place, ndim: int) -> bool:
-        """By the owner's class; by its name only what is shaped like a norm's parameter."""
-        by_name = self._norms_by_name and ndim <= 1
-        return issubclass(place.owner, self._norms) or (
-            by_name and any(_NORM_NAME.search(base.__name__) for base in place.owner.__mro__)
+    def is_norm(self, entry: Entry, place: Place) -> bool:
+        """By the class of its module; by the class's name only what is shaped like a norm's parameter."""
+        owner = place.holder.cls
+        by_name = self._norms_by_name and len(entry.shape) <= 1
+        return issubclass(owner, self._norms) or (
+            by_name and any(_NORM_NAME.search(base.__name__) for base in owner.__mro__)
         )
 
-    def _lr_rule(self, place: Place, ndim: int) -> str | None:
-        in_deformable = _is_deformable(place.parent)
-        if (
-            "dcn_offset_lr_mult" in self._multipliers
-            and in_deformable
-            and "conv_offset" in place.path
-            and issubclass(place.owner, nn.Conv2d)
-        ):
-            return "dcn_offset"
-        if "bias_lr_mult" in self._multipliers and place.name == "bias" and not in_deformable:
-            return None if self._is_norm(place, ndim) else "bias"
-        return None
-
-    def _decay_rule(self, place: Place, ndim: int) -> str | None:
-        in_deformable = _is_deformable(place.parent)
-        applies = {
-            "norm": self._is_norm(place, ndim),
-            "bias": place.name == "bias" and not in_deformable,
-            "dwconv": place.depthwise,
-            "flat": ndim == 1 and not in_deformable,
+    def applies(self, entry: Entry, place: Place) -> dict[str, bool]:
+        """Whether each multiplier is for this kind of parameter, given or not; the first wins."""
+        _, owner, parent, depthwise, _ = place.holder
+        in_deformable = _is_deformable(parent)
+        is_offset = in_deformable and "conv_offset" in place.holder.path and issubclass(owner, nn.Conv2d)
+        is_norm, ndim = self.is_norm(entry, place), len(entry.shape)
+        is_bias = place.name == "bias" and not in_deformable
+        return {
+            "dcn_offset_lr_mult": is_offset,
+            "bias_lr_mult": is_bias and not is_norm,
+            "norm_decay_mult": is_norm,
+            "bias_decay_mult": is_bias,
+            "dwconv_decay_mult": depthwise,
+            "flat_decay_mult": ndim == 1 and not in_deformable,
         }
-        given = (rule for rule in applies if f"{rule}_decay_mult" in self._multipliers)
-        return next((rule for rule in given if applies[rule]), None)
 
-    def _verdict(self, key: str | None, lr_rule: str | None, decay_rule: str | None) -> Verdict:
-        case = (key, lr_rule, decay_rule)
+    def _given_for(self, entry: Entry, place: Place) -> tuple[str | None, str | None]:
+        """The multipliers of lr and weight decay that decide. The same for all parameters of a kind."""
+        prefix, owner, parent, depthwise, _ = place.holder
+        in_offset = "conv_offset" in prefix
+        kind = (owner, parent, depthwise, place.name == "bias", len(entry.shape), in_offset)
+        if kind not in self._given:
+            given = [name for name, is_for in self.applies(entry, place).items() if is_for]
+            given = [name for name in given if name in self.multipliers]
+            self._given[kind] = (
+                next((name for name in given if name.endswith("_lr_mult")), None),
+                next((name for name in given if name.endswith("_decay_mult")), None),
+            )
+        return self._given[kind]
+
+    def _verdict(self, *case: str | None) -> Verdict:
         if case not in self._verdicts:
             self._verdicts[case] = self._make_verdict(*case)
         return self._verdicts[case]
 
-    def _make_verdict(self, key: str | None, lr_rule: str | None, decay_rule: str | None) -> Verdict:
+    def _make_verdict(self, key: str | None, lr_mult: str | None, decay_mult: str | None) -> Verdict:
         entry = self.custom_keys[key] if key is not None else {}
         options: dict[str, Any] = {}
         why: dict[str, str] = {}
-        for (mult, option), rule in zip(_MULTIPLIERS.items(), (lr_rule, decay_rule), strict=True):
+        for (mult, option), of_kind in zip(_MULTIPLIES.items(), (lr_mult, decay_mult), strict=True):
             factors = {mult: entry[mult]} if mult in entry else {}
-            if rule is not None:
-                factors[f"{rule}_{mult}"] = self._multipliers[f"{rule}_{mult}"]
+            if of_kind is not None:
+                factors[of_kind] = self.multipliers[of_kind]
             if factors:
-                value = self._base[option]
+                base = value = self.config.arguments[option]
                 for factor in factors.values():
                     value *= factor
                 terms = "".join(f" × {factor:g} ({name})" for name, factor in factors.items())
-                options[option], why[option] = value, f"{self._base[option]:g}{terms} = {value:g}"
+                options[option], why[option] = value, f"{base:g}{terms} = {value:g}"
         for option, value in entry.items():
             if option not in KEY_SETTINGS:
                 options[option], why[option] = value, f"{value} (custom_keys)"
-        type_rules = tuple(dict.fromkeys(rule for rule in (lr_rule, decay_rule) if rule is not None))
-        labels = ([entry.get("name", key)] if key is not None else []) + list(type_rules)
-        rules = ((key,) if key is not None else ()) + type_rules
-        return Verdict(key, rules, ".".join(map(str, labels)) or "default", options, why)
+        kinds = [of_kind.rsplit("_", 2)[0] for of_kind in (lr_mult, decay_mult) if of_kind is not None]
+        kinds = list(dict.fromkeys(kinds))
+        own = [] if key is None else [key]
+        label = ".".join([str(entry.get("name", name)) for name in own] + kinds) or "default"
+        return Verdict(label, (*own, *kinds), options, why, key)
 
 
-def _matches(key: str, text: str, fqn: str) -> bool:
-    if key.startswith("re:"):
-        return _pattern(key.removeprefix("re:")).search(fqn) is not None
-    if key.startswith("glob:"):
-        return fnmatchcase(fqn, key.removeprefix("glob:"))
-    return key in text
-
-
-_pattern = lru_cache(maxsize=None)(re.compile)
-
-
-def _check_patterns(keys: Iterable[str]) -> None:
-    for key in keys:
-        if key.startswith("re:"):
-            try:
-                _pattern(key.removeprefix("re:"))
-            except re.error as error:
-                raise ConfigError(f"{CUSTOM_KEYS}.{key}", f"no regular expression: {error}") from error
+def _pattern(key: str) -> Callable[[str], object] | None:
+    """Whether an FQN matches a key that is marked as a pattern; None for a key that is not."""
+    kind, _, pattern = key.partition(":")
+    if kind == "glob":
+        return partial(fnmatchcase, pat=pattern)
+    if kind != "re":
+        return None
+    try:
+        return re.compile(pattern).search
+    except re.error as error:
+        raise ConfigError(f"{CUSTOM_KEYS}.{key}", f"no regular expression: {error}") from error
 
 
 def _norm_types(setting: str | list[str]) -> tuple[tuple[type[nn.Module], ...], bool]:

@@ -16,6 +16,10 @@ _SHIPPED = {
     "dataset": ("distopt.data", ("StdlibText", "Digits", "ImageFolder", "LabelledText", "TokenFile")),
     "collate": ("distopt.data", ("causal_lm",)),
     "callback": ("distopt.callbacks", ("EarlyStop",)),
+    "constructor": (
+        "distopt.optim",
+        ("DefaultOptimWrapperConstructor", "LearningRateDecayOptimWrapperConstructor"),
+    ),
 }
 """Kind → the module of distopt's own, and their names."""
 _EXPORTED = {
@@ -33,8 +37,8 @@ def check_name(name: str, kind: str, key: str) -> None:
 
     Args:
         name: The type, as the config gives it.
-        kind: "model", "dataset", "collate", "loss", "optimizer", "metric", "callback"; and without short
-            names "module" (a class of modules) and "object" (whatever is an argument of another).
+        kind: "model", "dataset", "collate", "loss", "optimizer", "metric", "callback", "constructor"; and
+            without short names "module" (a class of modules) and "object" (whatever is another's argument).
         key: Where it stands (`model.type`).
 
     Raises:

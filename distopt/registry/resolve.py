@@ -22,6 +22,7 @@ _BASES = {
     "optimizer": "torch.optim:Optimizer",
     "metric": "torchmetrics:Metric",
     "callback": "distopt.callbacks:Callback",
+    "constructor": "distopt.optim:Constructor",
 }
 """Kind → what a class of this kind has to inherit from."""
 

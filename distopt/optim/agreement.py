@@ -1,0 +1,47 @@
+"""Agreement: ranks with other groups would step other parameters together, and no one would notice."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from distopt import comm
+from distopt.errors import ConfigError
+from distopt.optim.plan import Plan
+
+
+def check_agreement(plan: Plan) -> None:
+    """Proves that every rank has made the same plan, by one collective of 32 bytes a rank.
+
+    Raises:
+        ConfigError: On every rank, with the first rank whose plan is not rank 0's, the first parameter that
+            differs, and both verdicts.
+    """
+    digest = torch.frombuffer(bytearray.fromhex(plan.digest), dtype=torch.uint8)
+    digests = [torch.empty_like(digest) for _ in range(dist.get_world_size())]
+    dist.all_gather(digests, digest)
+    odd = next((rank for rank, other in enumerate(digests) if not other.equal(digests[0])), None)
+    if odd is None:
+        return
+    plans = comm.gather(_verdicts(plan))
+    ours, theirs = plans[0], plans[odd]
+    what = next((what for what in ours | theirs if ours.get(what) != theirs.get(what)), "order of parameters")
+    absent = "no such parameter"
+    raise ConfigError(
+        "optimizer",
+        f"the ranks do not agree on the groups: {what} is {ours.get(what, absent)} on rank 0,"
+        f" but {theirs.get(what, absent)} on rank {odd}",
+        allowed="the same config, model and code on every rank",
+    )
+
+
+def _verdicts(plan: Plan) -> dict[str, str]:
+    """What the digest is made of, in words, by parameter."""
+    verdicts = {"the optimizer": plan.optimizer}
+    for group in plan.groups:
+        options = ", ".join(f"{name} {value}" for name, value in group.options.items())
+        for entry in group.entries:
+            names = " = ".join([f"of shape {list(entry.shape)}", *entry.aliases])
+            verdicts[entry.fqn] = f"{group.name} ({options}; {names})"
+    order = ", ".join([*verdicts, *plan.frozen])
+    return verdicts | dict.fromkeys(plan.frozen, "frozen") | {"order of parameters": order}

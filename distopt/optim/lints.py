@@ -1,0 +1,161 @@
+"""Lints: what a plan does that is probably not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from distopt import names
+from distopt.errors import ConfigError, listed, nearest, raise_all
+from distopt.optim.census import Census
+from distopt.optim.decide import Decisions, describe
+from distopt.optim.rules import CUSTOM_KEYS, DefaultOptimWrapperConstructor
+
+_WRAPPERS = ("module", *names.WRAPPED_CHILD)
+
+
+def lint(decisions: Decisions) -> tuple[str, ...]:
+    """The warnings about a plan.
+
+    Raises:
+        ConfigError: A custom key matches no parameter, and `unmatched_keys` is not `warn`.
+    """
+    found = [*_ties(decisions), *_zero_lr(decisions), *_matrices(decisions), *_marked_decay(decisions)]
+    if isinstance(decisions.constructor, DefaultOptimWrapperConstructor):
+        found += [
+            *_keys(decisions, decisions.constructor),
+            *_norms_and_biases(decisions, decisions.constructor),
+            *_norm_likes(decisions, decisions.constructor),
+        ]
+    return tuple(found)
+
+
+def _keys(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterator[str]:
+    """Keys that match nothing, only frozen parameters, or only what a longer key takes."""
+    matched: set[str] = set()
+    trainable: set[str] = set()
+    decided: set[str] = set()
+    taken: dict[str, str] = {}
+    for entry, place in decisions.census.places():
+        if keys := rules.matching_keys(place):
+            matched.update(keys)
+            if entry.requires_grad:
+                trainable.update(keys)
+                decided.add(keys[0])
+                taken.update(dict.fromkeys(keys[1:], keys[0]))
+    errors = [_unmatched(key, decisions.census) for key in rules.custom_keys if key not in matched]
+    if decisions.config.unmatched_keys == "error":
+        raise_all(errors)
+    yield from map(str, errors)
+    for key in rules.custom_keys:
+        if key in matched - trainable:
+            yield f"{CUSTOM_KEYS}.{key}: matches frozen parameters only"
+        elif key in trainable - decided:
+            yield f"{CUSTOM_KEYS}.{key}: decides nothing, since all that it matches is {taken[key]}'s"
+
+
+def _unmatched(key: str, census: Census) -> ConfigError:
+    fqns = [place.fqn for _, place in census.places()]
+    bare = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    if bare and bare != key and any(bare in fqn for fqn in fqns):
+        problem = "matches no parameter: names are those of the model before it is wrapped"
+        return ConfigError(f"{CUSTOM_KEYS}.{key}", problem, suggestion=bare)
+    parts = dict.fromkeys(
+        part for fqn in fqns for part in (*fqn.split("."), fqn.rpartition(".")[0], fqn) if part
+    )
+    return ConfigError(
+        f"{CUSTOM_KEYS}.{key}",
+        "matches no parameter",
+        allowed="a part of a parameter's name; unmatched_keys: warn accepts keys without a match",
+        suggestion=nearest(key, parts),
+    )
+
+
+def _ties(decisions: Decisions) -> Iterator[str]:
+    """Shared parameters whose names the rules treat differently."""
+    for entry, verdict in decisions.verdicts:
+        if len(entry.places) > 1:
+            verdicts = [decisions.constructor.decide(entry, place) for place in entry.places]
+            if any(dict(other.options) != dict(verdict.options) for other in verdicts):
+                described = "; ".join(
+                    f"{place.fqn} → {describe(verdict)}"
+                    for place, verdict in zip(entry.places, verdicts, strict=True)
+                )
+                yield f"shared parameter, owned once, as {entry.fqn}: {described}"
+
+
+def _zero_lr(decisions: Decisions) -> Iterator[str]:
+    still = [
+        entry.fqn
+        for entry, verdict in decisions.verdicts
+        if verdict.options.get("lr", decisions.defaults.get("lr")) == 0
+    ]
+    if still:
+        yield f"lr is 0 for {listed(still)}: frozen parameters (requires_grad) cost neither time nor memory"
+
+
+def _matrices(decisions: Decisions) -> Iterator[str]:
+    """An optimizer for the matrices inside a network, given what stands at its ends."""
+    if "muon" not in decisions.config.type.lower():
+        return
+    last = [e.fqn for e, _ in decisions.verdicts if issubclass(e.places[0].holder.cls, nn.Linear)][-1:]
+    ends = [
+        entry.fqn
+        for entry, verdict in decisions.verdicts
+        if issubclass(entry.places[0].holder.cls, nn.Embedding | nn.EmbeddingBag) or entry.fqn in last
+        if verdict.key is None  # what a custom key says of it is meant
+    ]
+    if ends:
+        yield f"{decisions.config.type} is for hidden matrices, not for embedding and head: {listed(ends)}"
+
+
+def _decaying(decisions: Decisions) -> set[str]:
+    """Parameters that have weight decay though no rule says so."""
+    base = decisions.defaults.get("weight_decay", 0)
+    return {
+        entry.fqn
+        for entry, verdict in decisions.verdicts
+        if verdict.options.get("weight_decay", base) and "weight_decay" not in verdict.why
+    }
+
+
+def _norms_and_biases(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterator[str]:
+    decaying = _decaying(decisions)
+    norms: list[str] = []
+    biases: list[str] = []
+    for entry, _ in decisions.verdicts:
+        if entry.fqn in decaying and len(entry.shape) <= 1:
+            if rules.is_norm(entry, entry.places[0]):
+                norms.append(entry.fqn)
+            elif entry.places[0].name == "bias":
+                biases.append(entry.fqn)
+    for what, option, fqns in (("norms", "norm_decay_mult", norms), ("biases", "bias_decay_mult", biases)):
+        if fqns and option in rules.multipliers:
+            yield (
+                f"weight decay on {what}, since their custom key sets aside {option}: {listed(fqns)};"
+                " custom_keys_mode: combine keeps it"
+            )
+        elif fqns:
+            yield f"weight decay on {what}: {listed(fqns)}; paramwise_cfg: {{{option}: 0}} leaves it off"
+
+
+def _marked_decay(decisions: Decisions) -> Iterator[str]:
+    marked = sorted(_decaying(decisions) & decisions.census.marked)
+    if marked:
+        yield f"weight decay on what the model's author marked _no_weight_decay: {listed(marked)}"
+
+
+def _norm_likes(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterator[str]:
+    """Modules called norms that `norm_decay_mult` passes by."""
+    if "norm_decay_mult" not in rules.multipliers or decisions.config.paramwise.norm_types == "mmengine":
+        return
+    classes = dict.fromkeys(entry.places[0].holder.cls for entry, _ in decisions.verdicts)
+    found = {cls: list[str]() for cls in classes if "norm" in cls.__name__.lower()}
+    for entry, _ in decisions.verdicts:
+        place = entry.places[0]
+        if place.holder.cls in found and len(entry.shape) <= 1 and not rules.is_norm(entry, place):
+            found[place.holder.cls].append(entry.fqn)
+    for cls, fqns in ((cls, fqns) for cls, fqns in found.items() if fqns):
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        yield f"{cls.__name__} is no norm for the rules: {listed(fqns)}; norm_types: [{path}] makes it one"

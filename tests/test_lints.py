@@ -1,0 +1,138 @@
+"""Lints: what is probably not meant, said before training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from distopt import ConfigError, make_plan
+
+CFG = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1}
+NO_DECAY = {"norm_decay_mult": 0, "bias_decay_mult": 0}
+
+
+class ScaleNorm(nn.Module):
+    """Has `norm` in its name, but neither a base nor an ending that the rules know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 4)
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        self.head = nn.Linear(4, 8)
+
+
+def warnings(paramwise: dict | None = None, model: nn.Module | None = None, **optimizer) -> list[str]:
+    cfg = {**CFG, **optimizer, "paramwise_cfg": {**NO_DECAY, **(paramwise or {})}}
+    return list(make_plan(model or Net(), cfg).warnings)
+
+
+def keys(**custom_keys) -> dict:
+    return {"custom_keys": {key.replace("_", "."): entry for key, entry in custom_keys.items()}}
+
+
+def test_a_plan_without_anything_odd_has_no_warnings():
+    assert warnings() == []
+
+
+def test_a_key_that_matches_nothing_is_an_error_unless_it_is_to_be_a_warning():
+    with pytest.raises(ConfigError, match=r"custom_keys\.haed: matches no parameter") as error:
+        warnings(keys(haed={"lr_mult": 2}))
+    assert error.value.suggestion == "head"
+    (warning,) = warnings(keys(haed={"lr_mult": 2}), unmatched_keys="warn")
+    assert "custom_keys.haed: matches no parameter" in warning
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "module.head",
+        "_orig_mod.head",
+        "module._orig_mod.head",
+        "_fsdp_wrapped_module.head",
+        "block._checkpoint_wrapped_module.0",
+    ],
+)
+def test_a_key_with_a_wrappers_prefix_is_told_what_it_means(key):
+    with pytest.raises(ConfigError, match="names are those of the model before it is wrapped") as error:
+        warnings({"custom_keys": {key: {"lr_mult": 2}}})
+    assert error.value.suggestion == ("block.0" if "block" in key else "head")
+
+
+def test_a_key_that_a_longer_one_leaves_nothing_is_a_warning():
+    (warning,) = warnings(keys(head={"lr_mult": 2, "decay_mult": 0}, hea={"lr_mult": 3}))
+    assert warning.endswith("custom_keys.hea: decides nothing, since all that it matches is head's")
+
+
+def test_a_key_that_a_longer_one_leaves_something_is_none():
+    assert warnings(keys(block={"decay_mult": 0}, block_1={"decay_mult": 0})) == []
+
+
+def test_decay_on_norms_and_biases_is_a_warning_for_each():
+    norms, biases = make_plan(Net(), CFG).warnings
+    assert norms.startswith("weight decay on norms: block.1.weight, block.1.bias; ")
+    assert biases.startswith("weight decay on biases: block.0.bias, head.bias; ")
+
+
+def test_decay_that_a_rule_asks_for_is_none():
+    assert warnings({"norm_decay_mult": 1, "bias_decay_mult": 0.5}) == []
+
+
+def test_without_decay_there_is_nothing_to_say():
+    assert make_plan(Net(), {**CFG, "weight_decay": 0}).warnings == ()
+
+
+def test_a_key_that_brings_decay_back_to_norms_is_a_warning():
+    (warning,) = warnings(keys(block_1={"lr_mult": 2}))
+    assert "since their custom key sets aside norm_decay_mult: block.1.weight" in warning
+    assert warnings({**keys(block_1={"lr_mult": 2}), "custom_keys_mode": "combine"}) == []
+
+
+def test_decay_on_a_marked_parameter_is_a_warning():
+    model = Net()
+    model.embedding.weight._no_weight_decay = True
+    (warning,) = warnings(model=model)
+    assert warning == ("weight decay on what the model's author marked _no_weight_decay: embedding.weight")
+    assert warnings(keys(embedding={"decay_mult": 0}), model=model) == []
+
+
+def test_a_norm_that_no_rule_sees_is_a_warning_with_what_makes_it_one():
+    model = Net()
+    model.block.append(ScaleNorm())
+    (warning,) = warnings(model=model)
+    assert warning.startswith("ScaleNorm is no norm for the rules: block.2.weight; norm_types: [")
+    assert warnings({"norm_types": ["tests.test_lints:ScaleNorm"]}, model=model) == []
+
+
+@pytest.mark.parametrize("entry", [{"lr_mult": 0, "decay_mult": 0}, {"lr": 0.0, "decay_mult": 0}])
+def test_a_learning_rate_of_zero_is_a_warning(entry):
+    (warning,) = warnings(keys(head={**entry, "decay_mult": 0}))
+    assert warning.startswith("lr is 0 for head.weight, head.bias: ")
+
+
+def test_a_matrix_optimizer_on_embedding_and_head_is_a_warning():
+    model = Net().requires_grad_(False)
+    for module in (model.embedding, model.block[0], model.head):
+        module.weight.requires_grad_(True)
+    (warning,) = make_plan(model, {"type": "Muon", "lr": 0.02, "weight_decay": 0.1}).warnings
+    assert warning.endswith("not for embedding and head: embedding.weight, head.weight")
+
+
+def test_a_tie_whose_names_are_treated_alike_is_none():
+    model = Net()
+    model.head.weight = model.embedding.weight
+    assert warnings({"bypass_duplicate": True}, model=model) == []
+
+
+def test_a_tie_whose_names_are_treated_differently_is_a_warning_with_both_verdicts():
+    model = Net()
+    model.head.weight = model.embedding.weight
+    paramwise = {"bypass_duplicate": True, **keys(head={"lr_mult": 2, "decay_mult": 0})}
+    (warning,) = warnings(paramwise, model=model)
+    assert "owned once, as embedding.weight: embedding.weight → default; head.weight → head (lr" in warning
