@@ -22,8 +22,6 @@ def introduce(runner: Runner) -> None:
     plan, start = runner.plan, runner.start
     runner.console.header(_facts(runner))
     runner.console.groups(plan.to_dict()["groups"])
-    for note in plan.notes:
-        runner.console.note(note)
     for warning in (*plan.warnings, *start.skipped, *runner.lost):
         logger.warning(warning)
     for difference in start.differences:

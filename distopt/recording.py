@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -60,8 +59,7 @@ class Recording(AbstractContextManager["Recording"]):
             stack.enter_context(rank_log(work_dir / "logs", self._world.rank, self._console))
             if self._world.is_main:
                 (work_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-                plan = json.dumps(self._plan.to_dict(), indent=1)
-                (work_dir / "plan.json").write_text(plan + "\n", encoding="utf-8")
+                (work_dir / "plan.json").write_text(self._plan.to_json(), encoding="utf-8")
                 status = StatusFile(work_dir / "status.json", self._step, self._relative(self._checkpoint))
                 self._status = stack.enter_context(status)
             self._monitor = stack.enter_context(

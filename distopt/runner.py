@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -10,9 +9,10 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from distopt import comm, parallel, parts
+from distopt import comm, names, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
 from distopt.checkpoint import directory, resume, state
 from distopt.config import Config, batch_layout
@@ -24,7 +24,7 @@ from distopt.gradients import GradientStep, Taken
 from distopt.introduction import introduce
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
-from distopt.optim import build_optimizer, make_plan, try_optimizer
+from distopt.optim import Prebuilt, build_optimizer, check_agreement, make_plan, try_optimizer
 from distopt.recording import Recording
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
@@ -35,7 +35,9 @@ class Runner:
 
     Args:
         config: From `load_config`.
-        model: In place of `config.model`: on the CPU, unwrapped, with the same weights on every rank.
+        model: In place of `config.model`: unwrapped; on the CPU, with the same weights on every rank, or on
+            the meta device.
+        optimizer: In place of `config.optimizer`: built on the parameters of `model`.
         loss: In place of `config.loss`: called with the output and the target.
         train_data: In place of `config.data.train`.
         val_data: In place of `config.data.val`.
@@ -47,6 +49,7 @@ class Runner:
         config: Config,
         *,
         model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
         train_data: Dataset[Any] | None = None,
         val_data: Dataset[Any] | None = None,
@@ -58,6 +61,7 @@ class Runner:
         self.console = open_console(self.world.rank)
         self._stop_reason: str | None = None
         self._stopping = False
+        self._optimizer = optimizer
         self._given = model, loss, train_data, val_data, callbacks
 
     def train(self) -> None:
@@ -99,10 +103,12 @@ class Runner:
         seed_everything(config.seed)
         model, loss, train_data, val_data, callbacks = self._given
         self.model = parts.model(config, model)
+        parallel.materialize(self.model)
         if not self.model.training:  # as `from_pretrained` leaves it; single modules may be frozen in theirs
             self.model.train()
         self.loss = loss or parts.loss(config)
-        self.plan = make_plan(self.model, config.optimizer)
+        self.prebuilt = Prebuilt(self._optimizer, self.model) if self._optimizer else None
+        self.plan = self.prebuilt.plan if self.prebuilt else make_plan(self.model, config.optimizer)
         self.train_data = parts.train_dataset(config, train_data)
         self.val_data = parts.val_dataset(config, val_data)
         self._open_data()
@@ -111,7 +117,7 @@ class Runner:
             problem = f"{self.start.checkpoint} is further than that already, at step {self.start.step}"
             raise ConfigError("max_steps", problem, given=self.max_steps)
         # A trial of both, without weights or a world: what they refuse is found here.
-        trial = try_optimizer(self.plan, config.optimizer)
+        trial = self._optimizer or try_optimizer(self.plan, config.optimizer)
         build_schedule(trial, config.param_scheduler, self.steps_per_epoch, self.max_steps)
         self._metrics = parts.metrics(config, self.device)
         self.callbacks = Callbacks({"": BestValues()} | parts.callbacks(config, callbacks))
@@ -141,11 +147,11 @@ class Runner:
         comm.agree(
             {
                 "checkpoint to start from": str(self.start.checkpoint),
-                "plan of the optimizer's groups": self.plan.digest,
                 "length of the run": str(self.max_steps),
                 "number of training samples": str(length(self.train_data)),
             }
         )
+        check_agreement(self.plan)
         if config.sync_batchnorm:
             self.model = parallel.sync_batchnorm(self.model, self.device)
         if isinstance(self.loss, nn.Module):
@@ -157,7 +163,11 @@ class Runner:
             find_unused_parameters=config.strategy.find_unused_parameters,
         )
         self.objective = Objective(self.wrapped, self.loss)
-        self.optimizer = build_optimizer(self.wrapped, config.optimizer, self.plan)
+        self.optimizer = (
+            self.prebuilt.rebind(self.wrapped)
+            if self.prebuilt
+            else build_optimizer(self.wrapped, config.optimizer, self.plan)
+        )
         self.schedule = build_schedule(
             self.optimizer, config.param_scheduler, self.steps_per_epoch, self.max_steps
         )
@@ -196,6 +206,7 @@ class Runner:
             )
             progress = directory.read_progress(checkpoint)
             self.batches.load_state_dict(progress.data)
+            names.check_ties(self.wrapped, self.plan.ties, after="the resume")
         self.callbacks.on_start(self)
         if checkpoint is not None:
             self._load_others(state.load_others(checkpoint, self._others()))
@@ -263,7 +274,7 @@ class Runner:
         config = self.config
         path = directory.step_directory(config.work_dir, self.step)
         progress = directory.Progress(self.step, self.world.size, comm.gather(self.batches.state_dict()))
-        documents = {"config.yaml": config.to_yaml(), "plan.json": json.dumps(self.plan.to_dict(), indent=1)}
+        documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
         with self.throughput.pause():
             parallel.average_buffers(self.model)
             state.save(path, self.wrapped, self.optimizer, progress, documents, self._others())

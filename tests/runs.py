@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distopt import Runner, load_config
@@ -56,11 +57,14 @@ def train(config: Path, *overrides: str) -> dict[str, torch.Tensor]:
     """Trains in this process (one of the ranks, where there are several); the parameters at the end."""
     runner = Runner(load_config(config, overrides))
     runner.train()
-    if not hasattr(runner, "model"):
-        return {}
+    return whole(runner.model) if hasattr(runner, "model") else {}
+
+
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter of a model, unsharded."""
     return {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in runner.model.named_parameters()
+        for name, p in model.named_parameters()
     }
 
 

@@ -2,6 +2,7 @@
 
 from distopt.parallel.batchnorm import sync_batchnorm
 from distopt.parallel.buffers import average_buffers, preserved_buffers
+from distopt.parallel.materialize import materialize
 from distopt.parallel.precision import Precision, autocast
 from distopt.parallel.units import find_units
 from distopt.parallel.wrap import gradient_sync, reshard, wrap
@@ -12,6 +13,7 @@ __all__ = [
     "average_buffers",
     "find_units",
     "gradient_sync",
+    "materialize",
     "preserved_buffers",
     "reshard",
     "sync_batchnorm",

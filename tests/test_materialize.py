@@ -1,0 +1,111 @@
+"""A model made on the meta device comes out as one made on the CPU, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from distopt import ConfigError, names
+from distopt.models import ByteGPT
+from distopt.parallel import materialize
+
+
+def on_meta(make):
+    with torch.device("meta"):
+        return make()
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+        self.norm = nn.BatchNorm1d(3)
+
+
+class Masked(nn.Module):
+    """Computes a buffer in its constructor, and nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("scale", torch.arange(3.0))
+
+
+class Own(nn.Module):
+    """Initialises itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2))
+
+    def init_weights(self) -> None:
+        nn.init.constant_(self.weight, 2.0)
+
+
+def test_modules_get_their_initial_values():
+    model = on_meta(Tied)
+    materialize(model)
+    assert all(not tensor.is_meta and tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert model.norm.running_var.tolist() == [1.0, 1.0, 1.0]
+    assert model.embedding.weight.std() > 0
+
+
+def test_ties_stay():
+    model = on_meta(Tied)
+    materialize(model)
+    assert model.head.weight is model.embedding.weight
+    assert names.ties(names.visits(model)) == [("embedding.weight", "head.weight")]
+
+
+def test_requires_grad_stays():
+    model = on_meta(Tied)
+    model.norm.requires_grad_(False)
+    materialize(model)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == [
+        "norm.weight",
+        "norm.bias",
+    ]
+
+
+def test_the_same_seed_gives_the_same_values():
+    first, second = on_meta(Tied), on_meta(Tied)
+    for model in (first, second):
+        torch.manual_seed(3)
+        materialize(model)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+
+
+def test_a_models_own_initialisation_is_used():
+    model = on_meta(Own)
+    materialize(model)
+    assert model.weight.tolist() == [2.0, 2.0]
+
+
+def test_the_shipped_models_can_be_made_on_the_meta_device():
+    model = on_meta(lambda: ByteGPT(context=8, width=16, depth=1, heads=2))
+    materialize(model)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_what_nothing_initialises_is_an_error():
+    with pytest.raises(ConfigError, match="nothing initialises scale") as error:
+        materialize(on_meta(Masked))
+    assert error.value.key == "model"
+
+
+def test_a_real_model_is_left_alone():
+    model = Masked()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    materialize(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_modules_that_are_real_already_keep_their_values():
+    model = nn.Sequential(nn.Linear(2, 2), on_meta(lambda: nn.Linear(2, 2)))
+    before = model[0].weight.clone()
+    materialize(model)
+    assert torch.equal(model[0].weight, before)
+    assert not model[1].weight.is_meta
