@@ -12,6 +12,8 @@ from distopt import __version__
 
 COMMANDS = {
     "check": "look for mistakes in a config, without training",
+    "groups": "show the optimizer's parameter groups, without training",
+    "explain": "tell why a parameter or a group has the lr and weight decay that it has",
     "schema": "print the JSON Schema of the config file, for editors",
 }
 """Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""

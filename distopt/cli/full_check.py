@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 
 from distopt import parts
+from distopt.cli.model import model_without_memory
 from distopt.cli.wording import counted
 from distopt.config import Config, batch_layout
 from distopt.data import TrainLoader, length
@@ -45,7 +45,7 @@ def full_check(config: Config) -> list[str]:
         with collecting(errors):
             build(config)
     with collecting(errors):
-        model, loss = _model_without_memory(config), parts.loss(config)
+        model, loss = model_without_memory(config), parts.loss(config)
         if batch is not None:
             Objective(model, loss).check(batch)
         plan = make_plan(model, config.optimizer)
@@ -56,7 +56,7 @@ def full_check(config: Config) -> list[str]:
         trial = try_optimizer(plan, config.optimizer)
         if not errors:  # the data has told how long an epoch is
             build_schedule(trial, config.param_scheduler, steps_per_epoch, max_steps)
-        found += [*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)]
+        found += [f"warning: {warning}" for warning in plan.warnings]
     raise_all(error.located(config.locate) for error in errors)
     return found
 
@@ -66,13 +66,3 @@ def _describe_data(samples: int | None, steps_per_epoch: int | None, max_steps: 
     if samples is None or steps_per_epoch is None:
         return f"data: a stream, {in_all}"
     return f"data: {counted(samples, 'sample')}, {counted(steps_per_epoch, 'step')} an epoch, {in_all}"
-
-
-def _model_without_memory(config: Config) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return parts.model(config)
-    except ConfigError as error:
-        if error.__cause__ is None:
-            raise
-    return parts.model(config)  # a constructor that reads its tensors' values needs some

@@ -47,15 +47,8 @@ class Console:
         Args:
             groups: `plan.to_dict()["groups"]`.
         """
-        rows = group_rows(groups)
-        table = _align([COLUMNS, *map(_cells, rows)])
-        lines = [_text((table[0], "dim"))]
-        for row, line in zip(rows, table[1:], strict=True):
-            name, rest = line[: len(row.name)], line[len(row.name) :]
-            lines.append(_text((name, "bold cyan"), (rest, "")))
-            if len(rows) <= _DETAILED_GROUPS:
-                lines += [_text((detail, "dim")) for detail in self._details(row)]
-        if len(rows) > 1:
+        lines = group_table(groups, self._out.width)
+        if len(groups) > 1:
             lines.append(_text((f"The progress line shows the lr of {largest_group(groups)}.", "dim")))
         self._print(*lines, "")
 
@@ -129,17 +122,45 @@ class Console:
         """One write for all lines, none wrapped or cropped: what is longer is the terminal's to wrap."""
         self._out.print(*lines, sep="\n", soft_wrap=True)
 
-    def _details(self, row: GroupRow) -> list[str]:
-        """The lines below a group's numbers: its arithmetic, its parameters' names in at most two lines."""
-        indent = "    "
-        return [indent + line for line in (*row.why, *_fill(row.names, min(self._out.width, _WIDEST) - 4, 2))]
-
 
 class _Silence:
     """Stands in for `Console` on the other ranks."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
+
+
+def group_table(groups: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
+    """The lines of the table of groups; where they are few, with the arithmetic and parameters of each.
+
+    Args:
+        groups: `plan.to_dict()["groups"]`.
+        width: Of the terminal.
+    """
+    rows = group_rows(groups)
+    table = align([COLUMNS, *map(_cells, rows)])
+    lines = [_text((table[0], "dim"))]
+    for row, line in zip(rows, table[1:], strict=True):
+        name, rest = line[: len(row.name)], line[len(row.name) :]
+        lines.append(_text((name, "bold cyan"), (rest, "")))
+        if len(rows) <= _DETAILED_GROUPS:
+            lines += [_text((detail, "dim")) for detail in _details(row, min(width, _WIDEST))]
+    return lines
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns two spaces apart: the first and last to the left, the numbers between to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                f"{row[0]:<{widths[0]}}",
+                *(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)),
+                row[-1],
+            ]
+        )
+        for row in rows
+    ]
 
 
 def tensorboard_command(work_dir: Path) -> str:
@@ -182,19 +203,10 @@ def _cells(row: GroupRow) -> tuple[str, ...]:
     )
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns two spaces apart: the first and last to the left, the numbers between to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                f"{row[0]:<{widths[0]}}",
-                *(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True)),
-                row[-1],
-            ]
-        )
-        for row in rows
-    ]
+def _details(row: GroupRow, width: int) -> list[str]:
+    """The lines below a group's numbers: its arithmetic, its parameters' names in at most two lines."""
+    indent = "    "
+    return [indent + line for line in (*row.why, *_fill(row.names, width - len(indent), 2))]
 
 
 def _fill(names: Sequence[str], width: int, most: int) -> list[str]:
