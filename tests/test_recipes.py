@@ -38,6 +38,18 @@ def groups(run: Path) -> dict[str, set[str]]:
     return {group["name"]: {p["fqn"] for p in group["params"]} for group in plan["groups"]}
 
 
+def write_pictures(root: Path) -> None:
+    """Noise, in six classes, for training and validation."""
+    noise = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in "abcdef":
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = noise.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+
+
 @strategies
 def test_digits(tmp_path, strategy):
     pytest.importorskip("sklearn")
@@ -54,14 +66,7 @@ def test_digits(tmp_path, strategy):
 def test_resnet50_on_a_folder_of_pictures(tmp_path, monkeypatch, strategy):
     pytest.importorskip("torchmetrics")
     monkeypatch.setenv("DATA", str(tmp_path))
-    noise = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for name in "abcdef":
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for number in range(3):
-                pixels = noise.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    write_pictures(tmp_path / "imagenet")
 
     run = two_steps(
         "resnet50_imagenet.yaml",
@@ -132,6 +137,54 @@ def test_bert_fine_tuning(tmp_path, monkeypatch, bert, strategy):
     assert "bert.embeddings.LayerNorm.weight" in of_groups["embeddings.norm"]
     assert "bert.encoder.layer.1.output.LayerNorm.weight" in of_groups["norm"]
     assert "bert.encoder.layer.0.attention.self.query.weight" in of_groups["default"]
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> Path:
+    """A folder with a tiny pretrained ViT."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("vit")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+    )
+    transformers.ViTModel(config).save_pretrained(folder)
+    return folder
+
+
+@strategies
+def test_vit_fine_tuning(tmp_path, monkeypatch, vit, strategy):
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("DATA", str(tmp_path))
+    write_pictures(tmp_path)
+
+    run = two_steps(
+        "vit.yaml",
+        tmp_path / "run",
+        f"strategy={strategy}",
+        f"model.pretrained_model_name_or_path={vit}",
+        "model.num_labels=6",
+        "data.train.size=32",
+        "data.val.size=32",
+        "data.batch_size=8",
+        "eval.metrics.accuracy.num_classes=6",
+    )
+
+    assert losses(run) == pytest.approx([log(6)] * 2, abs=0.5)
+    assert 0 <= metrics(run)["accuracy"] <= 1
+    of_groups = groups(run)
+    tokens = {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"}
+    assert of_groups["layer0.tokens"] == tokens
+    assert of_groups["layer0"] == {"vit.embeddings.patch_embeddings.projection.weight"}
+    assert "vit.layers.1.mlp.fc1.weight" in of_groups["layer2"]
+    assert "vit.layers.1.layernorm_after.bias" in of_groups["layer2.flat"]
+    assert of_groups["layer3"] == {"classifier.weight"}
+    assert of_groups["layer3.flat"] == {"vit.layernorm.weight", "vit.layernorm.bias", "classifier.bias"}
 
 
 @strategies
