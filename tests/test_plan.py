@@ -3,14 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from distopt import ConfigError, build_optimizer, make_plan
 from distopt.models import ByteGPT
 from distopt.optim import try_optimizer
-from tests.kit import run_distributed
 
 CFG = {
     "type": "AdamW",
@@ -79,28 +75,6 @@ def test_the_digest_follows_values_and_membership():
         make_plan(ByteGPT(context=8, width=16, depth=1, heads=2), CFG).digest,
     }
     assert len(digests) == 3
-
-
-def _plans_and_optimizers():
-    reference = make_plan(tiny(), CFG)
-    sharded = tiny()
-    mesh = init_device_mesh("cpu", (2,))
-    for block in sharded.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    equal, owned = [], []
-    for model in (DistributedDataParallel(tiny()), sharded, torch.compile(tiny(), backend="eager")):
-        equal.append(make_plan(model, CFG).digest == reference.digest)
-        optimizer = build_optimizer(model, CFG, reference)
-        mine = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        owned.append(sorted(mine) == sorted(id(parameter) for parameter in model.parameters()))
-    return equal, owned
-
-
-def test_wrapping_changes_neither_the_plan_nor_who_owns_what():
-    for equal, owned in run_distributed(_plans_and_optimizers):
-        assert equal == [True] * 3
-        assert owned == [True] * 3
 
 
 def test_groups_of_the_optimizer_have_names_and_fqns():

@@ -1,6 +1,7 @@
 """Shared parameters: a tie that something broke is an error, and can be mended."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from distopt import ConfigError, Plan, build_optimizer, make_plan, names
+from distopt import ConfigError, Plan, Runner, build_optimizer, load_config, make_plan, names
 from tests.kit import run_distributed
+from tests.runs import train, write_config
 from tests.wrappers import mesh_of
 
 CFG = {"type": "SGD", "lr": 0.1, "weight_decay": 0.1}
@@ -206,3 +208,18 @@ def test_sharing_that_is_not_allowed_names_all_verdicts():
     ) as error:
         make_plan(tied(), {**CFG, "paramwise_cfg": rules})
     assert "bypass_duplicate: true" in error.value.allowed
+
+
+def _resume(config: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        Runner(load_config(config)).train()
+    return str(error.value)
+
+
+def test_a_tie_that_the_resume_breaks_is_an_error(tmp_path):
+    model = {"type": "tests.components:Untying"}
+    optimizer = {"type": "SGD", "lr": 0.1}
+    changes = {"model": model, "optimizer": optimizer, "param_scheduler": None, "eval": None}
+    run_distributed(train, write_config(tmp_path, **changes, max_steps=4), world=1)
+    [message] = run_distributed(_resume, write_config(tmp_path, **changes), world=1)
+    assert "a tie was broken by the resume: first.weight is no longer second.weight" in message
