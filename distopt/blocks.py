@@ -17,10 +17,10 @@ _Children = Mapping[str, Sequence[Visit]]
 def find_blocks(model: nn.Module) -> list[Visit]:
     """The repeated blocks of `model`, the same whatever wraps it.
 
-    A block is a child of a ModuleList or Sequential that has children and parameters, and a sibling of its
-    own class. Outermost first: what is repeated inside a block, such as experts, is a part of it. Only
-    where the siblings are stages, of which no two have parameters of the same shapes, it is what each of
-    them repeats that counts.
+    A block is a child of a ModuleList or Sequential, or of a ModuleDict whose keys are numbers, that has
+    children and parameters, and a sibling of its own class. Outermost first: what is repeated inside a
+    block, such as experts, is a part of it. Only where the siblings are stages, of which no two have
+    parameters of the same shapes, it is what each of them repeats that counts.
 
     Returns:
         The blocks in the order of the walk.
@@ -46,11 +46,18 @@ def _blocks_below(visit: Visit, children: _Children) -> list[Visit]:
 def _alike(visit: Visit, below: Sequence[Visit]) -> Iterator[list[Visit]]:
     """The children of a container that can be blocks, by class."""
     by_class: dict[type[nn.Module], list[Visit]] = defaultdict(list)
-    if isinstance(visit.module, nn.ModuleList | nn.Sequential):
+    if _is_sequence(visit.module):
         for child in below:
             if child.module._modules and next(child.module.parameters(), None) is not None:
                 by_class[names.module_type(child.module)].append(child)
     yield from by_class.values()
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    """Numbers as keys are positions too: so torchtitan's models keep them in a part of a pipeline."""
+    if isinstance(module, nn.ModuleDict):
+        return all(key.isdigit() for key in module._modules)
+    return isinstance(module, nn.ModuleList | nn.Sequential)
 
 
 def _blocks_of_stages(siblings: Sequence[Visit], children: _Children) -> dict[str, list[Visit]] | None:

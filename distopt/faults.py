@@ -31,8 +31,9 @@ def stop_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if _received is None:  # else the process is about to end, and is not to be killed on its way
+            for number, handler in before.items():
+                signal.signal(number, handler)
         _received = None
 
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from distopt import registry
@@ -14,9 +17,13 @@ from distopt.callbacks import Callback
 from distopt.config import Component, Config
 from distopt.data import is_stream, length
 from distopt.errors import ConfigError
+from distopt.optim import Configured, Prebuilt
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+
+_WRAPPERS = (DistributedDataParallel, FSDPModule, FullyShardedDataParallel)
 
 
 def train_dataset(config: Config, given: Dataset[Any] | None = None) -> Dataset[Any]:
@@ -62,7 +69,25 @@ def model(config: Config, given: nn.Module | None = None) -> nn.Module:
             given=config.model.type,
             allowed="what returns a torch.nn.Module",
         )
+    wrapped = next((type(m).__name__ for m in built.modules() if isinstance(m, _WRAPPERS)), None)
+    if wrapped:
+        problem = f"is wrapped already ({wrapped})"
+        raise ConfigError("model", problem, allowed="the model itself, which `strategy` wraps")
     return built
+
+
+def groups(config: Config, model: nn.Module, given: Optimizer | None = None) -> Configured | Prebuilt:
+    """Plans `optimizer`, or takes the groups of one that is `given` in its place.
+
+    Raises:
+        ConfigError: As `make_plan`; or the optimizer given is not for this model.
+    """
+    if given is None:
+        return Configured(model, config.optimizer)
+    if config.optimizer.paramwise_cfg is not None:
+        problem = "is not for an optimizer that is built already"
+        raise ConfigError("optimizer.paramwise_cfg", problem, allowed="its own groups, and no paramwise_cfg")
+    return Prebuilt(given, model)
 
 
 def loss(config: Config) -> Callable[[Any, Any], Any] | None:

@@ -24,7 +24,7 @@ from distopt.gradients import GradientStep, Taken
 from distopt.introduction import introduce
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
-from distopt.optim import Prebuilt, build_optimizer, check_agreement, make_plan, try_optimizer
+from distopt.optim import check_agreement
 from distopt.recording import Recording
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
@@ -61,8 +61,7 @@ class Runner:
         self.console = open_console(self.world.rank)
         self._stop_reason: str | None = None
         self._stopping = False
-        self._optimizer = optimizer
-        self._given = model, loss, train_data, val_data, callbacks
+        self._given = model, optimizer, loss, train_data, val_data, callbacks
 
     def train(self) -> None:
         """Trains to the end of the run, from wherever its directory says that it stands.
@@ -101,14 +100,14 @@ class Runner:
         if config.deterministic:
             make_deterministic()
         seed_everything(config.seed)
-        model, loss, train_data, val_data, callbacks = self._given
+        model, optimizer, loss, train_data, val_data, callbacks = self._given
         self.model = parts.model(config, model)
-        parallel.materialize(self.model)
         if not self.model.training:  # as `from_pretrained` leaves it; single modules may be frozen in theirs
             self.model.train()
         self.loss = loss or parts.loss(config)
-        self.prebuilt = Prebuilt(self._optimizer, self.model) if self._optimizer else None
-        self.plan = self.prebuilt.plan if self.prebuilt else make_plan(self.model, config.optimizer)
+        self.groups = parts.groups(config, self.model, optimizer)
+        self.plan = self.groups.plan
+        parallel.materialize(self.model)
         self.train_data = parts.train_dataset(config, train_data)
         self.val_data = parts.val_dataset(config, val_data)
         self._open_data()
@@ -117,8 +116,7 @@ class Runner:
             problem = f"{self.start.checkpoint} is further than that already, at step {self.start.step}"
             raise ConfigError("max_steps", problem, given=self.max_steps)
         # A trial of both, without weights or a world: what they refuse is found here.
-        trial = self._optimizer or try_optimizer(self.plan, config.optimizer)
-        build_schedule(trial, config.param_scheduler, self.steps_per_epoch, self.max_steps)
+        build_schedule(self.groups.trial(), config.param_scheduler, self.steps_per_epoch, self.max_steps)
         self._metrics = parts.metrics(config, self.device)
         self.callbacks = Callbacks({"": BestValues()} | parts.callbacks(config, callbacks))
 
@@ -149,6 +147,7 @@ class Runner:
                 "checkpoint to start from": str(self.start.checkpoint),
                 "length of the run": str(self.max_steps),
                 "number of training samples": str(length(self.train_data)),
+                "state of the optimizer": self.groups.state_summary(),
             }
         )
         check_agreement(self.plan)
@@ -163,11 +162,7 @@ class Runner:
             find_unused_parameters=config.strategy.find_unused_parameters,
         )
         self.objective = Objective(self.wrapped, self.loss)
-        self.optimizer = (
-            self.prebuilt.rebind(self.wrapped)
-            if self.prebuilt
-            else build_optimizer(self.wrapped, config.optimizer, self.plan)
-        )
+        self.optimizer = self.groups.bind(self.wrapped)
         self.schedule = build_schedule(
             self.optimizer, config.param_scheduler, self.steps_per_epoch, self.max_steps
         )

@@ -30,6 +30,10 @@ def _outcome(odd: str | None) -> str:
             model[2].bias = None
         elif odd == "optimizer":
             cfg = {**CFG, "type": "AdamW"}
+        elif odd == "rules":
+            cfg = {**CFG, "paramwise_cfg": {"norm_decay_mult": 0, "flat_decay_mult": 1}}
+        elif odd == "order":
+            model[0].register_parameter("weight", model[0]._parameters.pop("weight"))
     try:
         check_agreement(make_plan(model, cfg))
     except ConfigError as error:
@@ -45,7 +49,9 @@ def test_ranks_with_the_same_plan_agree():
     ("odd", "said"),
     [
         ("options", ["1.weight is norm (", "weight_decay 0.0;", "weight_decay 0.005;"]),
-        ("shape", ["0.weight is default (", "of shape [4, 3]", "of shape [5, 3]"]),
+        ("rules", ["0.bias is default (", "0.bias is", "flat (", "by flat"]),
+        ("order", ["parameter 1 of the plan is 0.weight on rank 0, but 0.bias on rank 2"]),
+        ("shape", ["0.weight is default (", "shape [4, 3]", "shape [5, 3]"]),
         ("frozen", ["0.weight is default (", "frozen on rank 2"]),
         ("missing", ["2.bias is default (", "no such parameter on rank 2"]),
         ("optimizer", ["the optimizer is SGD on rank 0, but AdamW on rank 2"]),

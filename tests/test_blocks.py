@@ -77,6 +77,11 @@ def test_a_module_that_is_used_again_is_no_sibling_of_itself():
     assert paths(Net(block, block)) == []
 
 
+def test_children_of_a_dict_whose_keys_are_numbers_are_blocks():
+    assert paths(nn.ModuleDict({"0": Block(), "1": Block()})) == ["0", "1"]
+    assert paths(nn.ModuleDict({"4": Block(), "7": Block(), "head": Block()})) == []
+
+
 def test_attributes_of_a_module_are_no_blocks():
     assert paths(nn.ModuleDict({"a": Block(), "b": Block()})) == []
 

@@ -41,6 +41,18 @@ class LastSlower(DefaultOptimWrapperConstructor):
         return Verdict(f"last.{verdict.label}", ("last", *verdict.rules), {**verdict.options, "lr": lr})
 
 
+class Mistyped(Constructor):
+    def decide(self, entry: Entry, place: Place) -> Verdict:
+        return Verdict("all", options={"params": [], "learning_rate": 1.0})
+
+
+class PartlyBlind(Constructor):
+    """Knows one name of each parameter only."""
+
+    def decide(self, entry: Entry, place: Place) -> Verdict:
+        return {entry.fqn: Verdict("default")}[place.fqn]
+
+
 class Unrelated:
     def __init__(self, config, census) -> None:
         pass
@@ -190,3 +202,16 @@ def test_a_config_file_takes_a_constructors_keys(tmp_path):
         " paramwise_cfg: {matrix: 2}}\n"
     )
     assert load_config(path).optimizer.paramwise.own == {"matrix": 2}
+
+
+def test_options_that_the_optimizer_does_not_have_are_refused():
+    cfg = {**BASE, "constructor": "tests.test_constructors:Mistyped"}
+    with pytest.raises(ConfigError, match=r"Mistyped\.decide gives weight options .*: params, learning_rate"):
+        make_plan(nn.Linear(2, 2), cfg)
+
+
+def test_what_a_decision_on_an_alias_raises_is_said_too():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    with pytest.raises(ConfigError, match=r"optimizer\.constructor: raised KeyError"):
+        make_plan(model, {**BASE, "constructor": "tests.test_constructors:PartlyBlind"})

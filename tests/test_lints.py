@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distopt import ConfigError, make_plan
+from distopt.optim.near import near
 
 CFG = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1}
 NO_DECAY = {"norm_decay_mult": 0, "bias_decay_mult": 0}
@@ -57,17 +58,49 @@ def test_a_key_that_matches_nothing_is_an_error_unless_it_is_to_be_a_warning():
         "module._orig_mod.head",
         "_fsdp_wrapped_module.head",
         "block._checkpoint_wrapped_module.0",
+        "glob:module.head.*",
+        r"re:^module\.head",
+        r"re:^(module\.)?_orig_mod\.head",
     ],
 )
 def test_a_key_with_a_wrappers_prefix_is_told_what_it_means(key):
     with pytest.raises(ConfigError, match="names are those of the model before it is wrapped") as error:
         warnings({"custom_keys": {key: {"lr_mult": 2}}})
-    assert error.value.suggestion == ("block.0" if "block" in key else "head")
+    meant = {
+        "block._checkpoint_wrapped_module.0": "block.0",
+        "glob:module.head.*": "glob:head.*",
+        r"re:^module\.head": "re:^head",
+        r"re:^(module\.)?_orig_mod\.head": "re:^()?head",
+    }
+    assert error.value.suggestion == meant.get(key, "head")
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"), [("blokc.1", "block.1"), ("Head.weihgt", "head.weight"), ("block.7", "block.0")]
+)
+def test_the_nearest_name_keeps_the_indices_where_there_is_one(key, suggestion):
+    with pytest.raises(ConfigError) as error:
+        warnings({"custom_keys": {key: {"lr_mult": 2}}})
+    assert error.value.suggestion == suggestion
+
+
+def test_among_too_many_different_names_none_is_sought():
+    assert near("layers.7.atn", (f"layers.{i}.attn" for i in range(10_000))) == ["layers.7.attn"]
+    assert near("name7x", (f"name{i}" for i in range(10_000))) == []
 
 
 def test_a_key_that_a_longer_one_leaves_nothing_is_a_warning():
     (warning,) = warnings(keys(head={"lr_mult": 2, "decay_mult": 0}, hea={"lr_mult": 3}))
     assert warning.endswith("custom_keys.hea: decides nothing, since all that it matches is head's")
+
+
+def test_all_the_longer_keys_that_leave_one_nothing_are_named():
+    (warning,) = warnings(
+        keys(block={"lr_mult": 3}, block_1={"lr_mult": 2, "decay_mult": 0}, block_0={"decay_mult": 0})
+    )
+    assert warning.endswith(
+        "custom_keys.block: decides nothing, since all that it matches is block.0's, block.1's"
+    )
 
 
 def test_a_key_that_a_longer_one_leaves_something_is_none():
@@ -100,6 +133,8 @@ def test_decay_on_a_marked_parameter_is_a_warning():
     (warning,) = warnings(model=model)
     assert warning == ("weight decay on what the model's author marked _no_weight_decay: embedding.weight")
     assert warnings(keys(embedding={"decay_mult": 0}), model=model) == []
+    model.embedding.weight._no_weight_decay = False
+    assert warnings(model=model) == []
 
 
 def test_a_norm_that_no_rule_sees_is_a_warning_with_what_makes_it_one():
@@ -136,3 +171,34 @@ def test_a_tie_whose_names_are_treated_differently_is_a_warning_with_both_verdic
     paramwise = {"bypass_duplicate": True, **keys(head={"lr_mult": 2, "decay_mult": 0})}
     (warning,) = warnings(paramwise, model=model)
     assert "owned once, as embedding.weight: embedding.weight → default; head.weight → head (lr" in warning
+
+
+def test_a_tie_whose_names_have_equal_values_by_different_rules_is_none():
+    model = Net()
+    model.head.weight = model.embedding.weight
+    paramwise = {"bypass_duplicate": True, **keys(head_weight={"weight_decay": 0.1})}
+    assert warnings(paramwise, model=model) == []
+
+
+def test_parameters_over_one_memory_are_a_warning():
+    model = Net()
+    model.head.weight = nn.Parameter(model.embedding.weight.data)
+    (warning,) = warnings(model=model)
+    assert warning.startswith("several parameters over one memory: embedding.weight, head.weight; ")
+    model.requires_grad_(False).block[0].requires_grad_(True)
+    assert warnings(model=model) == []
+
+
+def test_parameters_side_by_side_in_one_memory_are_none():
+    model = Net()
+    memory = torch.zeros(2, 8, 4)
+    model.embedding.weight, model.head.weight = (nn.Parameter(half) for half in memory)
+    assert warnings(model=model) == []
+
+
+def test_parameters_without_memory_share_none():
+    with torch.device("meta"):
+        assert warnings(model=Net()) == []
+    model = Net()
+    model.empty, model.none = nn.Parameter(torch.zeros(0, 2)), nn.Parameter(torch.zeros(0, 2))
+    assert warnings(model=model) == []

@@ -45,6 +45,38 @@ class Own(nn.Module):
         nn.init.constant_(self.weight, 2.0)
 
 
+class Pretrained(nn.Module):
+    """Initialises all that it has, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 2)
+        with torch.device("meta"):
+            self.head = nn.Linear(2, 2)
+
+    def init_weights(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class ByModule(nn.Module):
+    """Applies `_init_weights` to its modules in the constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 3.0)
+
+
+class Failing(Own):
+    def init_weights(self, std: float) -> None:  # type: ignore[override]
+        pass
+
+
 def test_modules_get_their_initial_values():
     model = on_meta(Tied)
     materialize(model)
@@ -109,3 +141,30 @@ def test_modules_that_are_real_already_keep_their_values():
     materialize(model)
     assert torch.equal(model[0].weight, before)
     assert not model[1].weight.is_meta
+
+
+def test_what_is_real_keeps_its_values_also_from_the_models_own_initialisation():
+    model = Pretrained()
+    before = model.body.weight.clone()
+    materialize(model)
+    assert torch.equal(model.body.weight, before)
+    assert model.head.weight.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_an_initialisation_by_module_is_used():
+    model = on_meta(ByModule)
+    materialize(model)
+    assert model.layer.weight.tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+def test_an_initialisation_that_raises_is_an_error():
+    with pytest.raises(ConfigError, match="its initialisation raised TypeError"):
+        materialize(on_meta(Failing))
+
+
+def test_unsigned_buffers_may_hold_zeros():
+    model = on_meta(Own)
+    model.register_buffer("flags", torch.empty(2, dtype=torch.uint8, device="meta"))
+    model.init_weights = lambda: [tensor.zero_() for tensor in model.state_dict().values()]
+    materialize(model)
+    assert model.flags.tolist() == [0, 0]

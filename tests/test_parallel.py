@@ -28,6 +28,12 @@ def test_a_block_tied_to_something_outside_is_left_to_the_root():
     assert parallel.find_units(model) == []
 
 
+def test_a_tie_leaves_only_its_own_blocks_to_the_root():
+    model = tiny(depth=3)
+    model.norm.weight = model.blocks[1].mlp_norm.weight
+    assert parallel.find_units(model) == [model.blocks[0], model.blocks[2]]
+
+
 def test_a_tie_inside_one_block_keeps_it_a_unit():
     model = tiny()
     model.blocks[0].mlp_norm.weight = model.blocks[0].attention_norm.weight

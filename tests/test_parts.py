@@ -3,11 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from distopt import parts
 from distopt.config import Component, Config, validate
 from distopt.errors import ConfigError
+from tests.kit import run_distributed
 
 HERE = __name__
 
@@ -94,3 +97,18 @@ def test_a_loss_with_parameters_is_refused():
 def test_what_is_no_module_is_refused():
     error = error_of(parts.model, config(model={"type": f"{HERE}:make_nothing"}))
     assert (error.key, error.problem) == ("model.type", "returned no model, but a NoneType")
+
+
+def _refusals() -> list[str]:
+    problems = []
+    for wrap in (DistributedDataParallel, fully_shard, lambda model: nn.Sequential(fully_shard(model))):
+        with pytest.raises(ConfigError) as error:
+            parts.model(config(), wrap(nn.Linear(2, 2)))
+        problems.append(error.value.problem)
+    return problems
+
+
+def test_a_model_that_is_wrapped_already_is_refused():
+    problems = run_distributed(_refusals, world=1)[0]
+    assert problems[0] == "is wrapped already (DistributedDataParallel)"
+    assert problems[1:] == ["is wrapped already (FSDPLinear)"] * 2

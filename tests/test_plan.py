@@ -184,3 +184,24 @@ def test_a_plan_of_another_model_is_refused():
     plan = make_plan(tiny(), CFG)
     with pytest.raises(ConfigError, match=r"gone: blocks\.1\."):
         build_optimizer(ByteGPT(context=8, width=16, depth=1, heads=2), CFG, plan)
+
+
+def test_two_parameters_that_were_tied_after_the_plan_are_an_error():
+    model = ByteGPT(context=8, width=16, depth=2, heads=2, tie=False)
+    plan = make_plan(model, CFG)
+    model.head.weight = model.embedding.weight
+    with pytest.raises(ConfigError, match=r"are one now: embedding\.weight and head\.weight") as error:
+        build_optimizer(model, CFG, plan)
+    assert error.value.allowed == "a plan made after tying them"
+
+
+def test_a_plan_of_other_shapes_is_refused():
+    plan = make_plan(tiny(), CFG)
+    with pytest.raises(ConfigError, match=r"other shapes than in the plan: embedding\.weight \[256, 32\]"):
+        build_optimizer(ByteGPT(context=8, width=32, depth=2, heads=2), CFG, plan)
+
+
+def test_a_plan_for_another_optimizer_is_refused():
+    plan = make_plan(tiny(), CFG)
+    with pytest.raises(ConfigError, match=r"optimizer\.type: the plan was made for AdamW"):
+        build_optimizer(tiny(), {**CFG, "type": "SGD"}, plan)

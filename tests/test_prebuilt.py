@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -69,7 +70,7 @@ def test_frozen_parameters_leave_their_group():
     model[0].requires_grad_(False)
     prebuilt = Prebuilt(optimizer, model)
     assert prebuilt.plan.frozen == ("0.weight", "0.bias")
-    assert len(prebuilt.rebind(model).param_groups[0]["params"]) == 4
+    assert len(prebuilt.bind(model).param_groups[0]["params"]) == 4
 
 
 def _states(steps: int) -> tuple[dict[str, torch.Tensor], bool]:
@@ -80,7 +81,7 @@ def _states(steps: int) -> tuple[dict[str, torch.Tensor], bool]:
         step(model, optimizer)
     prebuilt = Prebuilt(optimizer, model)
     fully_shard(model)
-    optimizer = prebuilt.rebind(model)
+    optimizer = prebuilt.bind(model)
     for _ in range(steps):
         step(model, optimizer)
     sharded = [
@@ -105,26 +106,48 @@ def test_state_goes_along_to_the_sharded_parameters(world):
         torch.testing.assert_close(parameters, dict(model.named_parameters()))
 
 
-def _train(config: Path) -> dict[str, torch.Tensor]:
+def given(folder: Path, **changes: Any) -> Path:
+    return write_config(folder, **{"optimizer": {"type": "AdamW"}, **changes})
+
+
+def gpt() -> ByteGPT:
     torch.manual_seed(0)
-    model = ByteGPT(context=8, width=16, depth=2, heads=2)
+    return ByteGPT(context=8, width=16, depth=2, heads=2)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
     embedding = model.embedding.weight
     others = [p for p in model.parameters() if p is not embedding]
     parts = [{"params": [embedding], "lr": 5e-3, "name": "embedding"}, {"params": others}]
-    runner = Runner(load_config(config), model=model, optimizer=torch.optim.AdamW(parts, lr=1e-2))
-    runner.train()
-    return whole(runner.model)
+    return torch.optim.AdamW(parts, lr=1e-2)
+
+
+def _train(config: Path, frozen: bool = False) -> dict[str, torch.Tensor]:
+    model = gpt()
+    optimizer = adamw(model)
+    if frozen:
+        with_state(optimizer)
+        model.positions.requires_grad_(False)
+    Runner(load_config(config), model=model, optimizer=optimizer).train()
+    return whole(model)
+
+
+def with_state(optimizer: torch.optim.Optimizer) -> None:
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_run_with_a_prebuilt_optimizer_is_the_same_on_two_ranks(tmp_path, strategy):
-    run_distributed(_train, write_config(tmp_path, work_dir=str(tmp_path / "alone")), world=1)
-    run_distributed(_train, write_config(tmp_path, strategy=strategy))
+    run_distributed(_train, given(tmp_path, work_dir=str(tmp_path / "alone")), world=1)
+    run_distributed(_train, given(tmp_path, strategy=strategy))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
 
 
 def test_its_groups_are_logged_by_name_and_follow_the_schedule(tmp_path):
-    run_distributed(_train, write_config(tmp_path), world=1)
+    run_distributed(_train, given(tmp_path), world=1)
     lrs = [row["lr"] for row in rows(tmp_path / "run")]
     assert lrs[0].keys() == {"embedding", "default"}
     assert lrs[3]["default"] == pytest.approx(2 * lrs[3]["embedding"])
@@ -132,9 +155,9 @@ def test_its_groups_are_logged_by_name_and_follow_the_schedule(tmp_path):
 
 
 def test_a_run_with_a_prebuilt_optimizer_resumes(tmp_path):
-    [expected] = run_distributed(_train, write_config(tmp_path, work_dir=str(tmp_path / "whole")), world=1)
-    run_distributed(_train, write_config(tmp_path, max_steps=8, eval=None), world=1)
-    [resumed] = run_distributed(_train, write_config(tmp_path), world=1)
+    [expected] = run_distributed(_train, given(tmp_path, work_dir=str(tmp_path / "whole")), world=1)
+    run_distributed(_train, given(tmp_path, max_steps=8, eval=None), world=1)
+    [resumed] = run_distributed(_train, given(tmp_path), world=1)
     torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
 
 
@@ -149,3 +172,112 @@ def test_an_optimizer_that_leaves_parameters_out_is_refused():
     model = net()
     with pytest.raises(ConfigError, match=r"SGD would not train 1\.weight, 1\.bias, 2\.weight, 2\.bias"):
         Prebuilt(torch.optim.SGD(model[0].parameters(), lr=0.1), model)
+
+
+def test_a_paramwise_cfg_beside_it_is_refused(tmp_path):
+    config = load_config(write_config(tmp_path))
+    model = gpt()
+    with pytest.raises(ConfigError, match=r"paramwise_cfg: is not for an optimizer that is built already"):
+        Runner(config, model=model, optimizer=adamw(model)).train()
+
+
+def _refusal_of_state_on_one_rank(config: Path) -> str:
+    model = gpt()
+    optimizer = adamw(model)
+    if dist.get_rank() == 1:
+        with_state(optimizer)
+    with pytest.raises(RuntimeError) as error:
+        Runner(load_config(config), model=model, optimizer=optimizer).train()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_state_on_one_rank_only_is_refused_on_all(tmp_path, strategy):
+    messages = run_distributed(_refusal_of_state_on_one_rank, given(tmp_path, strategy=strategy))
+    assert [message[:53] for message in messages] == [
+        "the ranks do not agree on the state of the optimizer "
+    ] * 2
+
+
+def test_a_run_with_a_parameter_frozen_after_the_first_step_resumes(tmp_path):
+    run_distributed(_train, given(tmp_path, max_steps=8, eval=None), True, world=1)
+    [parameters] = run_distributed(_train, given(tmp_path), True, world=1)
+    before = gpt()
+    with_state(adamw(before))
+    assert torch.equal(parameters["positions.weight"], before.positions.weight)
+
+
+def test_the_base_lr_is_the_one_before_a_scheduler_of_torchs():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LinearLR(optimizer, 0.1)
+    assert Prebuilt(optimizer, model).plan.groups[0].options["lr"] == 0.1
+
+
+def test_a_second_run_begins_with_the_lr_of_the_first():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Prebuilt(optimizer, model)
+    optimizer.param_groups[0]["lr"] = 0.003  # as a schedule leaves it
+    assert Prebuilt(optimizer, model).plan.groups[0].options["lr"] == 0.1
+
+
+def test_an_lr_tensor_becomes_a_number_for_the_schedule():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.25))
+    Prebuilt(optimizer, model)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_what_is_no_plain_data_stays_out_of_the_plan():
+    model = net()
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "scale": len, "of": [1]}], lr=0.1)
+    options = Prebuilt(optimizer, model).plan.groups[0].options
+    assert "scale" not in options
+    assert options["of"] == [1]
+
+
+def test_lists_of_parameters_that_the_optimizer_holds_on_to_are_filled_anew():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    held = optimizer.param_groups[0]["params"]
+    prebuilt = Prebuilt(optimizer, model)
+    model[0].weight = nn.Parameter(torch.ones(5, 3))
+    prebuilt.bind(model)
+    assert held[0] is model[0].weight
+
+
+def _refusal_of_factored_state() -> str:
+    model = net()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    with_state(optimizer)
+    prebuilt = Prebuilt(optimizer, model)
+    fully_shard(model)
+    with pytest.raises(ConfigError) as error:
+        prebuilt.bind(model)
+    return error.value.problem
+
+
+def test_state_that_cannot_be_sharded_is_refused():
+    assert (
+        "state row_var of 0.weight is not shaped like the parameter"
+        in run_distributed(_refusal_of_factored_state)[0]
+    )
+
+
+def _train_from_meta(config: Path) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        model = gpt()
+    Runner(load_config(config), model=model, optimizer=adamw(model)).train()
+    return whole(model)
+
+
+def test_an_optimizer_built_on_a_meta_model_trains_the_real_one(tmp_path):
+    config = given(tmp_path, eval=None)
+    before = gpt()
+    [after] = run_distributed(_train_from_meta, config, world=1)
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    assert {name: p.shape for name, p in after.items()} == {
+        name: p.shape for name, p in whole(before).items()
+    }

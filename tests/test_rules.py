@@ -142,6 +142,31 @@ def test_patterns_are_matched_on_the_fqn():
     assert found["conv.weight"][0] == "default"
 
 
+@pytest.mark.parametrize("key", ["re", "glob"])
+def test_a_key_is_a_pattern_only_with_a_colon(key):
+    model = nn.ModuleDict({"core": nn.Linear(1, 1), "global": nn.Linear(1, 1), "rest": nn.Linear(1, 1)})
+    model["my_" + key] = nn.Linear(1, 1)
+    found = verdicts({"custom_keys": {key: {"lr_mult": 2}}}, model)
+    assert {fqn for fqn, (group, *_) in found.items() if group == key} == {fqn for fqn in found if key in fqn}
+    assert f"my_{key}.weight" in {fqn for fqn in found if found[fqn][0] == key}
+
+
+@pytest.mark.parametrize("key", ["re:", "glob:"])
+def test_an_empty_pattern_is_an_error(key):
+    with pytest.raises(ConfigError, match="an empty pattern") as error:
+        verdicts({"custom_keys": {key: {"lr_mult": 2}}})
+    assert error.value.key == f"optimizer.paramwise_cfg.custom_keys.{key}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "group"), [({"lr": 0.5}, "head"), ({"weight_decay": 0.5}, "head.bias"), ({}, "head.bias")]
+)
+def test_a_rule_for_what_the_key_sets_itself_is_no_part_of_the_group(entry, group):
+    rules = {"bias_lr_mult": 2, "custom_keys_mode": "combine", "custom_keys": {"head": entry}}
+    expected = (group, entry.get("lr", 2e-3), entry.get("weight_decay", 0.1))
+    assert verdicts(rules)["head.bias"] == expected
+
+
 def test_the_arithmetic_is_kept_with_the_verdict():
     plan = make_plan(Net(), {**BASE, "lr": 6e-4, "paramwise_cfg": {"bias_lr_mult": 0.1}})
     bias = next(group for group in plan.groups if group.name == "bias")

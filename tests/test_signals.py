@@ -14,6 +14,16 @@ from distopt.train import main
 from tests.kit import run_distributed
 from tests.runs import status, write_config
 
+
+@pytest.fixture(autouse=True)
+def handlers_of_before():
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
@@ -109,6 +119,12 @@ def test_a_repeated_sigterm_breaks_nothing_off():
 
     with pytest.raises(Stopped), stop_signals():
         tidies_up()
+
+
+def test_a_sigterm_after_the_end_of_a_stopped_run_does_not_kill():
+    with pytest.raises(Stopped), stop_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
 def test_the_handlers_of_before_are_put_back():

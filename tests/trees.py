@@ -98,7 +98,7 @@ class Node:
     kind: str
     own: tuple[str, ...] = ()
     children: tuple[tuple[str, Node | int], ...] = ()
-    """By name. A number stands for a module that is there already, used once more."""
+    """By name. A number stands for a small module that is there already, used once more."""
 
     def build(self, built: list[nn.Module]) -> nn.Module:
         """Appends itself to `built` when it is complete: so no module ever contains itself."""
@@ -107,8 +107,9 @@ class Node:
             if not hasattr(module, name):
                 module.register_parameter(name, nn.Parameter(torch.zeros(OWN[name])))
         for name, child in self.children:
-            if not hasattr(module, name) and (isinstance(child, Node) or built):
-                again = built[child % len(built)] if isinstance(child, int) else child.build(built)
+            small = [one for one in built if not any(inner._modules for inner in one.children())]
+            if not hasattr(module, name) and (isinstance(child, Node) or small):
+                again = small[child % len(small)] if isinstance(child, int) else child.build(built)
                 module.add_module(name, again)
         built.append(module)
         return module

@@ -46,7 +46,7 @@ class ByteGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab_size, bias=False)
-        self._init_weights(depth)
+        self.init_weights()
         if tie:
             self.head.weight = self.embedding.weight
 
@@ -75,8 +75,9 @@ class ByteGPT(nn.Module):
         logits = self.head(self.norm(x)).float()
         return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
 
-    def _init_weights(self, depth: int) -> None:
+    def init_weights(self) -> None:
         """GPT-2's, and of the same size at any width; the ends of branches are scaled for the depth."""
+        depth = len(self.blocks)
         std = 0.02 * (768 / self.embedding.embedding_dim) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:

@@ -28,7 +28,7 @@ class ResNet50(nn.Module):
         self.layer4 = nn.Sequential(*_blocks(16 * width, 8 * width, layers[3], stride=2))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(32 * width, classes)
-        self._init_weights()
+        self.init_weights()
 
     def forward(self, images: Tensor) -> Tensor:
         """The scores of each class, before a softmax.
@@ -44,7 +44,8 @@ class ResNet50(nn.Module):
         scores: Tensor = self.fc(self.avgpool(x).flatten(1))
         return scores
 
-    def _init_weights(self) -> None:
+    def init_weights(self) -> None:
+        """Of convolutions and of the norms that end a block; the others keep torch's."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -4,7 +4,7 @@ census (what the model has) → rules (a verdict each) → plan (named groups) �
 """
 
 from distopt.optim.agreement import check_agreement
-from distopt.optim.build import build_optimizer, make_plan, try_optimizer
+from distopt.optim.build import Configured, build_optimizer, make_plan, try_optimizer
 from distopt.optim.census import Census, Entry, Place
 from distopt.optim.layers import LearningRateDecayOptimWrapperConstructor
 from distopt.optim.plan import Plan
@@ -14,6 +14,7 @@ from distopt.optim.verdict import Constructor, Verdict
 
 __all__ = [
     "Census",
+    "Configured",
     "Constructor",
     "DefaultOptimWrapperConstructor",
     "Entry",

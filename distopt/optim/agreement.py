@@ -25,23 +25,32 @@ def check_agreement(plan: Plan) -> None:
         return
     plans = comm.gather(_verdicts(plan))
     ours, theirs = plans[0], plans[odd]
-    what = next((what for what in ours | theirs if ours.get(what) != theirs.get(what)), "order of parameters")
-    absent = "no such parameter"
+    what = next((what for what in ours | theirs if ours.get(what) != theirs.get(what)), None)
+    if what is None:  # the same parameters, in another order
+        place, mine, other = next(
+            (i, a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b
+        )
+        difference = f"parameter {place} of the plan is {mine} on rank 0, but {other} on rank {odd}"
+    else:
+        absent = "no such parameter"
+        difference = (
+            f"{what} is {ours.get(what, absent)} on rank 0, but {theirs.get(what, absent)} on rank {odd}"
+        )
     raise ConfigError(
         "optimizer",
-        f"the ranks do not agree on the groups: {what} is {ours.get(what, absent)} on rank 0,"
-        f" but {theirs.get(what, absent)} on rank {odd}",
+        f"the ranks do not agree on the groups: {difference}",
         allowed="the same config, model and code on every rank",
     )
 
 
 def _verdicts(plan: Plan) -> dict[str, str]:
-    """What the digest is made of, in words, by parameter."""
+    """What the digest is made of, in words, by parameter and in the plan's order."""
     verdicts = {"the optimizer": plan.optimizer}
     for group in plan.groups:
-        options = ", ".join(f"{name} {value}" for name, value in group.options.items())
+        options = [f"{name} {value}" for name, value in group.options.items()]
+        rules = [f"by {' and '.join(group.rules)}"] if group.rules else []
+        why = [f"{option}: {reason}" for option, reason in group.why.items()]
         for entry in group.entries:
-            names = " = ".join([f"of shape {list(entry.shape)}", *entry.aliases])
-            verdicts[entry.fqn] = f"{group.name} ({options}; {names})"
-    order = ", ".join([*verdicts, *plan.frozen])
-    return verdicts | dict.fromkeys(plan.frozen, "frozen") | {"order of parameters": order}
+            names = " = ".join([f"shape {list(entry.shape)}", *entry.aliases])
+            verdicts[entry.fqn] = f"{group.name} ({'; '.join([*options, *rules, *why, names])})"
+    return verdicts | dict.fromkeys(plan.frozen, "frozen")

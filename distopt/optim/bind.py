@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from distopt import names
 from distopt.errors import ConfigError, listed
+from distopt.optim.census import Entry, is_flattened
 from distopt.optim.plan import Plan
 
 
@@ -22,17 +24,19 @@ def bind(plan: Plan, model: nn.Module) -> list[dict[str, Any]]:
         ConfigError: Where `model` is not the model that `plan` was made for, or not all of it is real.
     """
     live = names.live_parameters(names.visits(model))
-    planned = [fqn for group in plan.groups for fqn in group.param_names]
+    planned = {entry.fqn: entry for group in plan.groups for entry in group.entries}
     _check_presence(planned, live)
     names.check_ties(model, plan.ties, after="wrapping or loading")
     _check_ownership(planned, live)
+    if not is_flattened(model):
+        _check_shapes(planned, live)
     return [
-        {"params": [(fqn, live[fqn]) for fqn in group.param_names], "name": group.name, **group.options}
+        {**group.options, "params": [(fqn, live[fqn]) for fqn in group.param_names], "name": group.name}
         for group in plan.groups
     ]
 
 
-def _check_presence(planned: list[str], live: dict[str, nn.Parameter]) -> None:
+def _check_presence(planned: Iterable[str], live: dict[str, nn.Parameter]) -> None:
     missing = [fqn for fqn in planned if fqn not in live]
     if missing and any(fqn.endswith("_flat_param") for fqn in live):
         raise ConfigError(
@@ -44,8 +48,15 @@ def _check_presence(planned: list[str], live: dict[str, nn.Parameter]) -> None:
         raise ConfigError("model", f"parameters of the plan are gone: {listed(missing)}")
 
 
-def _check_ownership(planned: list[str], live: dict[str, nn.Parameter]) -> None:
+def _check_ownership(planned: Collection[str], live: dict[str, nn.Parameter]) -> None:
     owned = {id(live[fqn]): fqn for fqn in planned}
+    if len(owned) < len(planned):
+        twice = next(fqn for fqn in planned if owned[id(live[fqn])] != fqn)
+        raise ConfigError(
+            "model",
+            f"two parameters of the plan are one now: {twice} and {owned[id(live[twice])]}",
+            allowed="a plan made after tying them",
+        )
     trainable = {id(parameter): fqn for fqn, parameter in live.items() if parameter.requires_grad}
     unowned = [fqn for key, fqn in trainable.items() if key not in owned]
     if unowned:
@@ -60,3 +71,13 @@ def _check_ownership(planned: list[str], live: dict[str, nn.Parameter]) -> None:
             f"parameters are still on the meta device: {listed(unreal)}",
             allowed="materialise it first",
         )
+
+
+def _check_shapes(planned: Mapping[str, Entry], live: dict[str, nn.Parameter]) -> None:
+    others = [
+        f"{fqn} {list(live[fqn].shape)}, not {list(entry.shape)}"
+        for fqn, entry in planned.items()
+        if live[fqn].shape != entry.shape
+    ]
+    if others:
+        raise ConfigError("model", f"parameters have other shapes than in the plan: {listed(others)}")

@@ -61,6 +61,8 @@ def build_optimizer(
     """
     config = _validated(cfg)
     plan = plan or make_plan(model, config)
+    if plan.optimizer != config.type:
+        raise ConfigError("optimizer.type", f"the plan was made for {plan.optimizer}", given=config.type)
     with _no_collection():
         return _construct(config, bind(plan, model))
 
@@ -79,6 +81,26 @@ def try_optimizer(plan: Plan, cfg: Mapping[str, Any] | OptimizerConfig) -> torch
         _construct(config, [stand_in], tried=group)
     named = zip(plan.groups, stand_ins, strict=True)
     return _construct(config, [{"params": [s], "name": group.name, **group.options} for group, s in named])
+
+
+class Configured:
+    """The groups of a config: what `Prebuilt` is for an optimizer that its user built."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self.config = config
+        self.plan = make_plan(model, config)
+
+    def trial(self) -> torch.optim.Optimizer:
+        """See `try_optimizer`."""
+        return try_optimizer(self.plan, self.config)
+
+    def state_summary(self) -> str:
+        """What the optimizer has before the first step."""
+        return "none"
+
+    def bind(self, model: nn.Module) -> torch.optim.Optimizer:
+        """See `build_optimizer`."""
+        return build_optimizer(model, self.config, self.plan)
 
 
 def _construct(

@@ -89,7 +89,13 @@ def take_census(model: nn.Module) -> Census:
         ConfigError: FSDP1 hides the shapes that rules look at, or lazy modules have none yet.
     """
     walk = names.visits(model)
-    check_shapes_are_visible(model)
+    if is_flattened(model):
+        raise ConfigError(
+            "model",
+            "FSDP1 (FullyShardedDataParallel) hides the shapes that the rules look at",
+            allowed="fully_shard(model) of torch.distributed.fsdp (FSDP2); or use_orig_params=True, and"
+            " build_optimizer(model, cfg, plan=plan) with the plan that make_plan made before wrapping",
+        )
     found: dict[int, tuple[nn.Parameter, list[Place]]] = {}
     types: dict[type, Any] = {type(None): None}
     for module, parent, prefix, distinct in walk:
@@ -128,22 +134,18 @@ def take_census(model: nn.Module) -> Census:
         ],
         ties=names.ties(walk),
         marked=frozenset(
-            places[0].fqn for parameter, places in found.values() if hasattr(parameter, "_no_weight_decay")
+            places[0].fqn
+            for parameter, places in found.values()
+            if getattr(parameter, "_no_weight_decay", False)
         ),
         model=names.unwrap(model),
     )
 
 
-def check_shapes_are_visible(model: nn.Module) -> None:
-    """Raises for a model that FSDP1 has flattened."""
+def is_flattened(model: nn.Module) -> bool:
+    """Whether FSDP1 has made vectors, or parts of them, of the parameters."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in _modules(model)):
-        raise ConfigError(
-            "model",
-            "FSDP1 (FullyShardedDataParallel) hides the shapes that the rules look at",
-            allowed="fully_shard(model) of torch.distributed.fsdp (FSDP2); or use_orig_params=True, and"
-            " build_optimizer(model, cfg, plan=plan) with the plan that make_plan made before wrapping",
-        )
+    return fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in _modules(model))
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from distopt import registry
 from distopt.config import OptimizerConfig
-from distopt.errors import ConfigError, nearest, raise_all
-from distopt.errors import describe as describe_error
-from distopt.optim.census import Census, Entry, take_census
+from distopt.errors import ConfigError, describe, listed, nearest, raise_all
+from distopt.optim.census import Census, Entry, Place, take_census
 from distopt.optim.rules import CUSTOM_KEYS, KEY_SETTINGS
 from distopt.optim.verdict import Constructor, Verdict
 
@@ -28,28 +28,63 @@ class Decisions:
     config: OptimizerConfig
     census: Census
     constructor: Constructor
-    verdicts: list[tuple[Entry, Verdict]]
-    """The trainable parameters, in the order of the walk."""
+    options: tuple[str, ...] | None
+    """What a group of this optimizer can have; None where its signature does not tell."""
     defaults: Mapping[str, Any]
     """What a group has that no rule touches: lr and weight_decay, in that order."""
+
+    @cached_property
+    def verdicts(self) -> list[tuple[Entry, Verdict]]:
+        """On the trainable parameters, in the order of the walk."""
+        with _blaming(self.config.constructor):
+            checked: set[Verdict] = set()
+            verdicts = []
+            for entry in self.census.entries:
+                if entry.requires_grad:
+                    verdict = self.constructor.decide(entry, entry.places[0])
+                    if not isinstance(verdict, Verdict) or verdict not in checked:
+                        self._check(verdict, entry.fqn)
+                        checked.add(verdict)
+                    verdicts.append((entry, verdict))
+        return verdicts
+
+    def verdict(self, entry: Entry, place: Place) -> Verdict:
+        """The verdict on a parameter, were `place` the first of its names."""
+        with _blaming(self.config.constructor):
+            verdict = self.constructor.decide(entry, place)
+            self._check(verdict, place.fqn)
+        return verdict
+
+    def described(self, entry: Entry) -> str:
+        """What each name of a parameter gets: `a.weight → default; b.weight → head (lr 0.01)`."""
+        return "; ".join(f"{place.fqn} → {self.verdict(entry, place)}" for place in entry.places)
+
+    def _check(self, verdict: object, fqn: str) -> None:
+        what = f"{type(self.constructor).__name__}.decide"
+        if not isinstance(verdict, Verdict):
+            problem = f"{what} returned {type(verdict).__name__} for {fqn}"
+            raise ConfigError(CONSTRUCTOR, problem, given=verdict, allowed="a distopt.optim.Verdict")
+        unknown = [name for name in verdict.options if self.options is not None and name not in self.options]
+        if unknown:
+            problem = f"{what} gives {fqn} options that {self.config.type} does not have: {listed(unknown)}"
+            raise ConfigError(CONSTRUCTOR, problem, allowed=self.options)
 
 
 def decide(model: nn.Module, config: OptimizerConfig) -> Decisions:
     """Raises ConfigError for anything wrong in the section, and where there is nothing to train."""
     optimizer = registry.resolve(config.type, "optimizer", "optimizer.type")
     registry.check_arguments(optimizer, config.arguments, "optimizer", provided=("params",))
-    _check_options(config, optimizer)
+    options = _options(optimizer)
+    if options is not None:
+        raise_all(_unknown_options(config, options))
     census = take_census(model)
-    trainable = [entry for entry in census.entries if entry.requires_grad]
-    if not trainable:
+    if not any(entry.requires_grad for entry in census.entries):
         problem = "every parameter is frozen" if census.entries else "no trainable parameters"
         raise ConfigError(
             "model", problem, given=type(model).__name__, allowed="at least one that requires a gradient"
         )
     constructor = _construct(config, census)
-    with _blaming(config.constructor):
-        verdicts = [(entry, _decided(constructor, entry)) for entry in trainable]
-    decisions = Decisions(config, census, constructor, verdicts, _defaults(optimizer, config.arguments))
+    decisions = Decisions(config, census, constructor, options, _defaults(optimizer, config.arguments))
     if config.paramwise_cfg is not None and not config.paramwise_cfg.bypass_duplicate:
         raise_all(_shared(decisions))
     return decisions
@@ -62,15 +97,6 @@ def _construct(config: OptimizerConfig, census: Census) -> Constructor:
     return constructor
 
 
-def _decided(constructor: Constructor, entry: Entry) -> Verdict:
-    verdict = constructor.decide(entry, entry.places[0])
-    if not isinstance(verdict, Verdict):
-        name = type(constructor).__name__
-        problem = f"{name}.decide returned {type(verdict).__name__} for {entry.fqn}"
-        raise ConfigError(CONSTRUCTOR, problem, given=verdict, allowed="a distopt.optim.Verdict")
-    return verdict
-
-
 @contextmanager
 def _blaming(constructor: str) -> Iterator[None]:
     """What a constructor of the user's raises is said with its line."""
@@ -79,49 +105,46 @@ def _blaming(constructor: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        problem = f"raised {describe_error(error)}"
+        problem = f"raised {describe(error)}"
         raise ConfigError(CONSTRUCTOR, problem, given=constructor) from error
 
 
-def describe(verdict: Verdict) -> str:
-    """`head (lr 0.01, weight_decay 0)`."""
-    options = ", ".join(f"{name} {value}" for name, value in verdict.options.items())
-    return f"{verdict.label} ({options})" if options else verdict.label
-
-
-def _check_options(config: OptimizerConfig, optimizer: Callable[..., Any]) -> None:
-    """Holds what stands in custom keys against the optimizer's signature."""
+def _options(optimizer: Callable[..., Any]) -> tuple[str, ...] | None:
     parameters = inspect.signature(optimizer).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    options = [*KEY_SETTINGS, *(parameter.name for parameter in parameters if parameter.name != "params")]
-    raise_all(
-        ConfigError(
-            f"{CUSTOM_KEYS}.{key}.{name}",
-            "unknown option",
-            allowed=options,
-            suggestion=nearest(name, options),
-        )
-        for key, entry in config.paramwise.custom_keys.items()
-        for name in entry
-        if name not in options
-    )
+        return None
+    return tuple(parameter.name for parameter in parameters if parameter.name != "params")
+
+
+def _unknown_options(config: OptimizerConfig, options: Iterable[str]) -> Iterator[ConfigError]:
+    """An error for what stands in custom keys and is no option of the optimizer."""
+    known = [*KEY_SETTINGS, *options]
+    for key, entry in config.paramwise.custom_keys.items():
+        for name in entry:
+            if name not in known:
+                yield ConfigError(
+                    f"{CUSTOM_KEYS}.{key}.{name}",
+                    "unknown option",
+                    allowed=known,
+                    suggestion=nearest(name, known),
+                )
 
 
 def _defaults(optimizer: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(optimizer).parameters
-    signature = {name: parameters[name].default for name in ("lr", "weight_decay") if name in parameters}
-    return {name: arguments.get(name, default) for name, default in signature.items()}
+    return {
+        name: arguments[name] if name in arguments else parameters[name].default
+        for name in ("lr", "weight_decay")
+        if name in arguments or name in parameters
+    }
 
 
 def _shared(decisions: Decisions) -> Iterator[ConfigError]:
     """An error for each trainable parameter that the walk meets twice."""
     for entry, _ in decisions.verdicts:
         if sum(place.distinct for place in entry.places) > 1:
-            verdicts = ((place.fqn, decisions.constructor.decide(entry, place)) for place in entry.places)
-            described = "; ".join(f"{fqn} → {describe(verdict)}" for fqn, verdict in verdicts)
             yield ConfigError(
                 "optimizer.paramwise_cfg",
-                f"one parameter has several names: {described}",
+                f"one parameter has several names: {decisions.described(entry)}",
                 allowed="bypass_duplicate: true owns it once, by the verdict on the first name",
             )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 from distopt.errors import ConfigError, listed
 from distopt.optim.census import Entry, Place
 from distopt.optim.decide import Decisions
+from distopt.optim.near import near
 from distopt.optim.plan import Group
 from distopt.optim.rules import DefaultOptimWrapperConstructor
 
@@ -36,13 +36,13 @@ def find(decisions: Decisions, groups: Sequence[Group], name: str) -> tuple[Entr
     entries = {place.fqn: entry for entry, place in decisions.census.places()}
     if name not in entries and name not in of_groups:
         known = [*of_groups, *entries]
-        near = [other for other in known if name in other] or get_close_matches(name, known)
+        similar = [other for other in known if name in other] or near(name, known, most=3)
         raise ConfigError(
             "",
             "no parameter and no group has this name",
             given=name,
             allowed="what `distopt groups --params` lists",
-            suggestion=listed(near, most=3) or None,
+            suggestion=listed(similar, most=3) or None,
         )
     return entries.get(name), of_groups.get(name)
 
@@ -53,7 +53,7 @@ def contenders(decisions: Decisions, entry: Entry, place: Place) -> list[Contend
     Of rules that a constructor adds, only those are known that decide.
     """
     constructor = decisions.constructor
-    verdict = constructor.decide(entry, place)
+    verdict = decisions.verdict(entry, place)
     found: list[Contender] = []
     if isinstance(constructor, DefaultOptimWrapperConstructor):
         keys = constructor.matching_keys(place)

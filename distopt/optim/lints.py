@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
 from distopt import names
-from distopt.errors import ConfigError, listed, nearest, raise_all
-from distopt.optim.census import Census
-from distopt.optim.decide import Decisions, describe
-from distopt.optim.rules import CUSTOM_KEYS, DefaultOptimWrapperConstructor
+from distopt.errors import ConfigError, listed, raise_all
+from distopt.optim.census import Census, Entry, Place
+from distopt.optim.decide import Decisions
+from distopt.optim.near import near
+from distopt.optim.rules import CUSTOM_KEYS, DefaultOptimWrapperConstructor, pattern
 
-_WRAPPERS = ("module", *names.WRAPPED_CHILD)
+_WRAPPER = re.compile(rf"(?<!\w)({'|'.join(('module', *names.WRAPPED_CHILD))})(\\?\.(?![*+?{{])|$)")
+"""A part of a key, or of a regular expression."""
 
 
 def lint(decisions: Decisions) -> tuple[str, ...]:
@@ -21,30 +25,39 @@ def lint(decisions: Decisions) -> tuple[str, ...]:
     Raises:
         ConfigError: A custom key matches no parameter, and `unmatched_keys` is not `warn`.
     """
-    found = [*_ties(decisions), *_zero_lr(decisions), *_matrices(decisions), *_marked_decay(decisions)]
+    decaying = _decaying(decisions)
+    found = [
+        *_ties(decisions),
+        *_one_memory(decisions.census),
+        *_zero_lr(decisions),
+        *_matrices(decisions),
+        *_marked_decay(decisions, decaying),
+    ]
     if isinstance(decisions.constructor, DefaultOptimWrapperConstructor):
         found += [
             *_keys(decisions, decisions.constructor),
-            *_norms_and_biases(decisions, decisions.constructor),
+            *_norms_and_biases(decisions, decisions.constructor, decaying),
             *_norm_likes(decisions, decisions.constructor),
         ]
     return tuple(found)
 
 
 def _keys(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterator[str]:
-    """Keys that match nothing, only frozen parameters, or only what a longer key takes."""
+    """Keys that match nothing, only frozen parameters, or only what longer keys take."""
     matched: set[str] = set()
     trainable: set[str] = set()
     decided: set[str] = set()
-    taken: dict[str, str] = {}
+    lost: dict[str, dict[str, None]] = defaultdict(dict)
     for entry, place in decisions.census.places():
         if keys := rules.matching_keys(place):
             matched.update(keys)
             if entry.requires_grad:
+                first, *others = keys
                 trainable.update(keys)
-                decided.add(keys[0])
-                taken.update(dict.fromkeys(keys[1:], keys[0]))
-    errors = [_unmatched(key, decisions.census) for key in rules.custom_keys if key not in matched]
+                for key in others:
+                    lost[key][f"{first}'s"] = None
+                decided.add(first)
+    errors = _unmatched([key for key in rules.custom_keys if key not in matched], decisions.census)
     if decisions.config.unmatched_keys == "error":
         raise_all(errors)
     yield from map(str, errors)
@@ -52,37 +65,65 @@ def _keys(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterat
         if key in matched - trainable:
             yield f"{CUSTOM_KEYS}.{key}: matches frozen parameters only"
         elif key in trainable - decided:
-            yield f"{CUSTOM_KEYS}.{key}: decides nothing, since all that it matches is {taken[key]}'s"
+            what = listed(list(lost[key]))
+            yield f"{CUSTOM_KEYS}.{key}: decides nothing, since all that it matches is {what}"
 
 
-def _unmatched(key: str, census: Census) -> ConfigError:
+def _unmatched(keys: list[str], census: Census) -> list[ConfigError]:
+    if not keys:
+        return []
     fqns = [place.fqn for _, place in census.places()]
-    bare = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-    if bare and bare != key and any(bare in fqn for fqn in fqns):
+    parts = {part: None for fqn in fqns for part in (*fqn.split("."), fqn.rpartition(".")[0], fqn) if part}
+    return [_unmatched_key(key, fqns, parts) for key in keys]
+
+
+def _unmatched_key(key: str, fqns: list[str], parts: Iterable[str]) -> ConfigError:
+    bare = _WRAPPER.sub("", key)
+    matches = pattern(bare) or (lambda fqn: bare in fqn)
+    if bare and bare != key and any(map(matches, fqns)):
         problem = "matches no parameter: names are those of the model before it is wrapped"
         return ConfigError(f"{CUSTOM_KEYS}.{key}", problem, suggestion=bare)
-    parts = dict.fromkeys(
-        part for fqn in fqns for part in (*fqn.split("."), fqn.rpartition(".")[0], fqn) if part
-    )
     return ConfigError(
         f"{CUSTOM_KEYS}.{key}",
         "matches no parameter",
         allowed="a part of a parameter's name; unmatched_keys: warn accepts keys without a match",
-        suggestion=nearest(key, parts),
+        suggestion=next(iter(near(key, parts)), None),
     )
 
 
 def _ties(decisions: Decisions) -> Iterator[str]:
     """Shared parameters whose names the rules treat differently."""
-    for entry, verdict in decisions.verdicts:
-        if len(entry.places) > 1:
-            verdicts = [decisions.constructor.decide(entry, place) for place in entry.places]
-            if any(dict(other.options) != dict(verdict.options) for other in verdicts):
-                described = "; ".join(
-                    f"{place.fqn} → {describe(verdict)}"
-                    for place, verdict in zip(entry.places, verdicts, strict=True)
-                )
-                yield f"shared parameter, owned once, as {entry.fqn}: {described}"
+    for entry, _ in decisions.verdicts:
+        if not all(_says_as_the_owner(decisions, entry, place) for place in entry.places[1:]):
+            yield f"shared parameter, owned once, as {entry.fqn}: {decisions.described(entry)}"
+
+
+def _says_as_the_owner(decisions: Decisions, entry: Entry, place: Place) -> bool:
+    """Whether a parameter would get the same values under another of its names."""
+    if place is entry.places[0]:
+        return True
+    values, owners = (
+        {**decisions.defaults, **decisions.verdict(entry, of).options} for of in (place, entry.places[0])
+    )
+    return values == owners
+
+
+def _one_memory(census: Census) -> Iterator[str]:
+    """Parameters that are several over one memory: `b.weight = nn.Parameter(a.weight.data)`."""
+    live = names.live_parameters(names.visits(census.model))
+    addresses = {fqn: plain.data_ptr() for fqn, plain in live.items() if type(plain) is nn.Parameter}
+    often = {address for address, times in Counter(addresses.values()).items() if address and times > 1}
+    there: dict[int, list[Entry]] = defaultdict(list)
+    for entry in census.entries if often else ():
+        if (address := addresses.get(entry.fqn)) in often:
+            there[address].append(entry)
+    for entries in there.values():
+        if len(entries) > 1 and any(entry.requires_grad for entry in entries):
+            fqns = [entry.fqn for entry in entries]
+            yield (
+                f"several parameters over one memory: {listed(fqns)}; each is stepped, and sharding takes"
+                " them apart; to tie them, let all these names be one nn.Parameter"
+            )
 
 
 def _zero_lr(decisions: Decisions) -> Iterator[str]:
@@ -120,8 +161,9 @@ def _decaying(decisions: Decisions) -> set[str]:
     }
 
 
-def _norms_and_biases(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterator[str]:
-    decaying = _decaying(decisions)
+def _norms_and_biases(
+    decisions: Decisions, rules: DefaultOptimWrapperConstructor, decaying: set[str]
+) -> Iterator[str]:
     norms: list[str] = []
     biases: list[str] = []
     for entry, _ in decisions.verdicts:
@@ -140,8 +182,8 @@ def _norms_and_biases(decisions: Decisions, rules: DefaultOptimWrapperConstructo
             yield f"weight decay on {what}: {listed(fqns)}; paramwise_cfg: {{{option}: 0}} leaves it off"
 
 
-def _marked_decay(decisions: Decisions) -> Iterator[str]:
-    marked = sorted(_decaying(decisions) & decisions.census.marked)
+def _marked_decay(decisions: Decisions, decaying: set[str]) -> Iterator[str]:
+    marked = sorted(decaying & decisions.census.marked)
     if marked:
         yield f"weight decay on what the model's author marked _no_weight_decay: {listed(marked)}"
 

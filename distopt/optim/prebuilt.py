@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -35,35 +36,52 @@ class Prebuilt:
         live = names.live_parameters(names.visits(model))
         entries = {id(live[entry.fqn]): entry for entry in census.entries}
         _check(optimizer, entries)
-        self._before = {
-            entries[id(parameter)].fqn: parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        self._before: dict[str, torch.Tensor] = {}
         taken = {"all"}
         groups = []
         for group in optimizer.param_groups:
-            group["name"] = free_name(str(group.get("name", "default")), taken)
-            taken.add(group["name"])
-            trained = [entries[id(p)] for p in group["params"] if p.requires_grad]
-            groups.append(Group(group["name"], (), _options(optimizer, group), {}, tuple(trained)))
+            trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+            name = free_name(str(group.get("name") or "default"), taken)
+            taken.add(name)
+            # A scheduler of torch's that was attached, or a run before this one, has moved the lr.
+            group["lr"] = group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
+            options = _options(optimizer, group)
+            groups.append(Group(name, (), options, {}, tuple(entries[id(p)] for p in trained)))
+            group["name"], group["param_names"] = name, groups[-1].param_names
+            group["params"][:] = trained
+            self._before |= zip(group["param_names"], trained, strict=True)
+        kept = {id(parameter) for parameter in self._before.values()}
+        for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
+            del optimizer.state[parameter]
         self.plan = Plan(
             optimizer=type(optimizer).__name__,
             groups=tuple(groups),
             frozen=tuple(entry.fqn for entry in census.entries if not entry.requires_grad),
             ties=tuple(census.ties),
         )
-        for group, planned in zip(optimizer.param_groups, groups, strict=True):
-            group["param_names"] = planned.param_names
-            group["params"] = [self._before[fqn] for fqn in planned.param_names]
 
-    def rebind(self, model: nn.Module) -> torch.optim.Optimizer:
+    def state_summary(self) -> str:
+        """What the optimizer's state is, in few letters: equal on every rank, or they would train apart."""
+        state = self.optimizer.state
+        content = [
+            (fqn, key, (list(v.shape), v.double().sum().item()) if isinstance(v, torch.Tensor) else repr(v))
+            for fqn, parameter in self._before.items()
+            if parameter in state
+            for key, v in sorted(state[parameter].items())
+        ]
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16] if content else "none"
+
+    def trial(self) -> torch.optim.Optimizer:
+        """An optimizer with these groups, to look at."""
+        return self.optimizer
+
+    def bind(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer, with what `model` has now in the place of the parameters it was built with.
 
-        State that is shaped like its parameter is sharded as that is.
+        State that is shaped like its parameter is sharded as that is: a collective.
 
         Raises:
-            ConfigError: As `bind`.
+            ConfigError: As `bind`; or state that cannot be sharded.
         """
         state = self.optimizer.state
         for group, bound in zip(self.optimizer.param_groups, bind(self.plan, model), strict=True):
@@ -71,8 +89,10 @@ class Prebuilt:
             for fqn, parameter in live.items():
                 values = state.pop(self._before[fqn], {})
                 if values:
-                    state[parameter] = {key: _like(parameter, key, v, group) for key, v in values.items()}
-            group["params"] = list(live.values())
+                    state[parameter] = {
+                        key: _like(parameter, fqn, key, value, group) for key, value in values.items()
+                    }
+            group["params"][:] = live.values()
         return self.optimizer
 
 
@@ -96,20 +116,33 @@ def _check(optimizer: torch.optim.Optimizer, entries: dict[int, Entry]) -> None:
 
 
 def _options(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """Lr and weight decay, and what differs from the optimizer's own."""
+    """Lr and weight decay, and what differs from the optimizer's own and is plain data."""
     always = ("lr", "weight_decay")
-    options = {name: float(group[name]) for name in always if name in group}
+    options = {name: group[name] for name in always if name in group}
     others = (name for name in group if name not in (*always, *_NO_OPTIONS))
-    return options | {name: group[name] for name in others if group[name] != optimizer.defaults.get(name)}
+    return options | {
+        name: group[name]
+        for name in others
+        if _is_plain(group[name]) and group[name] != optimizer.defaults.get(name)
+    }
 
 
-def _like(parameter: nn.Parameter, key: str, value: Any, group: dict[str, Any]) -> Any:
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _like(parameter: nn.Parameter, fqn: str, key: str, value: Any, group: dict[str, Any]) -> Any:
     """A value of the optimizer's state where, and as, `parameter` is."""
     if not isinstance(value, torch.Tensor):
         return value
     if key == "step" and not (group.get("fused") or group.get("capturable")):
         return value
     value = value.to(parameter.device)
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value
+    if not isinstance(parameter, DTensor) or value.ndim == 0:
+        return value
+    if value.shape != parameter.shape:
+        problem = f"its state {key} of {fqn} is not shaped like the parameter, and cannot be sharded"
+        raise ConfigError("optimizer", problem, allowed="an optimizer without state; or strategy: ddp")
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)

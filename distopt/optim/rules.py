@@ -49,7 +49,7 @@ class DefaultOptimWrapperConstructor(Constructor):
         """Those that are given: `norm_decay_mult` → its value."""
         self.combines = paramwise.custom_keys_mode == "combine"
         self._keys = sorted(sorted(paramwise.custom_keys), key=len, reverse=True)
-        self._patterns = {key: match for key in self._keys if (match := _pattern(key))}
+        self._patterns = {key: match for key in self._keys if (match := pattern(key))}
         self._matching: dict[str, list[str]] = {}
         self._norms, self._norms_by_name = _norm_types(paramwise.norm_types)
         self._given: dict[tuple[Any, ...], tuple[str | None, str | None]] = {}
@@ -119,6 +119,8 @@ class DefaultOptimWrapperConstructor(Constructor):
 
     def _make_verdict(self, key: str | None, lr_mult: str | None, decay_mult: str | None) -> Verdict:
         entry = self.custom_keys[key] if key is not None else {}
+        lr_mult = None if "lr" in entry else lr_mult
+        decay_mult = None if "weight_decay" in entry else decay_mult
         options: dict[str, Any] = {}
         why: dict[str, str] = {}
         for (mult, option), of_kind in zip(_MULTIPLIES.items(), (lr_mult, decay_mult), strict=True):
@@ -141,15 +143,17 @@ class DefaultOptimWrapperConstructor(Constructor):
         return Verdict(label, (*own, *kinds), options, why, key)
 
 
-def _pattern(key: str) -> Callable[[str], object] | None:
+def pattern(key: str) -> Callable[[str], object] | None:
     """Whether an FQN matches a key that is marked as a pattern; None for a key that is not."""
-    kind, _, pattern = key.partition(":")
-    if kind == "glob":
-        return partial(fnmatchcase, pat=pattern)
-    if kind != "re":
+    kind, colon, text = key.partition(":")
+    if kind not in ("re", "glob") or not colon:
         return None
+    if not text:
+        raise ConfigError(f"{CUSTOM_KEYS}.{key}", "an empty pattern", allowed=f"{kind}:PATTERN")
+    if kind == "glob":
+        return partial(fnmatchcase, pat=text)
     try:
-        return re.compile(pattern).search
+        return re.compile(text).search
     except re.error as error:
         raise ConfigError(f"{CUSTOM_KEYS}.{key}", f"no regular expression: {error}") from error
 

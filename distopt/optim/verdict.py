@@ -29,6 +29,11 @@ class Verdict:
     key: str | None = None
     """The custom key that decided, if one did."""
 
+    def __str__(self) -> str:
+        """`head (lr 0.01, weight_decay 0)`."""
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"{self.label} ({options})" if options else self.label
+
 
 class Constructor(ABC):
     """Decides what each parameter gets: `optimizer.constructor` names a class of this kind.
@@ -47,4 +52,4 @@ class Constructor(ABC):
 
     @abstractmethod
     def decide(self, entry: Entry, place: Place) -> Verdict:
-        """The verdict on a parameter, were `place` the first of its names. Called once per name."""
+        """The verdict on a parameter, were `place` the first of its names."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from distopt import names
-from distopt.errors import ConfigError, listed
+from distopt.errors import ConfigError, describe, listed
 
 
 def materialize(model: nn.Module) -> None:
-    """Gives what `model` has on the meta device memory on the CPU, and the values that its author meant.
+    """Gives what `model` has on the meta device memory on the CPU, and initial values.
 
-    These are set by the model's `init_weights()` where it has one, else by each module's
-    `reset_parameters()`. Ties stay. Does nothing to a model that is real.
+    These are set by each module's `reset_parameters()`; then by the model's `init_weights()`, or by its
+    `_init_weights(module)` on each module, where it has one. What else its constructor does to values is
+    not known here. Ties stay, and so do the values of what is real already.
 
     Raises:
         ConfigError: Something is left without a value, such as a buffer that only the constructor fills.
@@ -32,7 +34,14 @@ def materialize(model: nn.Module) -> None:
         for module in unreal:
             for tensor in _own(module):
                 tensor.fill_(_unset(tensor))
-    _initialize(model, unreal)
+    real = {t: t.clone() for visit in walk if visit.module not in unreal for t in _own(visit.module)}
+    try:
+        _initialize(model, unreal)
+    except Exception as error:
+        raise ConfigError("model", f"its initialisation raised {describe(error)}") from error
+    with torch.no_grad():
+        for tensor, value in real.items():
+            tensor.copy_(value)
     names.check_ties(model, tied, after="initialisation")
     empty = [
         visit.prefix + name
@@ -49,14 +58,14 @@ def materialize(model: nn.Module) -> None:
 
 
 def _initialize(model: nn.Module, unreal: Iterable[nn.Module]) -> None:
-    init_weights = getattr(model, "init_weights", None)
+    for module in unreal:
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    init_weights, init_module = getattr(model, "init_weights", None), getattr(model, "_init_weights", None)
     if callable(init_weights):
         init_weights()
-        return
-    for module in unreal:
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    elif callable(init_module) and list(inspect.signature(init_module).parameters) == ["module"]:
+        model.apply(init_module)
 
 
 def _own(module: nn.Module) -> list[Tensor]:
@@ -67,7 +76,7 @@ def _unset(tensor: Tensor) -> float | int:
     """A value that no initialisation sets."""
     if tensor.is_floating_point() or tensor.is_complex():
         return float("nan")
-    return True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).min
+    return True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
 
 
 def _is_unset(tensor: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from torch import nn
 
 from distopt import names
@@ -14,10 +16,16 @@ def find_units(model: nn.Module) -> list[nn.Module]:
     A block that shares a parameter with something outside itself is left to the root too: separate
     units would come out with a copy each, and the tie would be lost.
     """
-    ties = names.ties(names.visits(model))
-    units: dict[int, nn.Module] = {}
-    for block in find_blocks(model):
-        inside = [[fqn.startswith(block.prefix) for fqn in tie] for tie in ties]
-        if not any(any(tie) and not all(tie) for tie in inside):
-            units[id(block.module)] = block.module
-    return list(units.values())
+    blocks = {block.prefix: block.module for block in find_blocks(model)}
+    left: set[str | None] = set()
+    for tie in names.ties(names.visits(model)):
+        around = {_block_around(fqn, blocks) for fqn in tie}
+        if len(around) > 1:
+            left.update(around)
+    return [module for prefix, module in blocks.items() if prefix not in left]
+
+
+def _block_around(fqn: str, prefixes: Container[str]) -> str | None:
+    """The prefix of the block that `fqn` is in: no block is in another."""
+    ends = (end for end, character in enumerate(fqn, 1) if character == ".")
+    return next((fqn[:end] for end in ends if fqn[:end] in prefixes), None)
