@@ -102,6 +102,10 @@ def ties(walk: Sequence[Visit]) -> list[tuple[str, ...]]:
 
     A parameter that some module holds as a buffer is tied to that, too.
     """
+    held = [id(t) for visit in walk for t in visit.module._parameters.values() if t is not None]
+    held += [id(t) for visit in walk for t in visit.module._buffers.values() if t is not None]
+    if len(set(held)) == len(held):
+        return []
     parameters = live_parameters(walk)
     names: dict[int, str] = {}
     tied: dict[str, list[str]] = {}

@@ -28,8 +28,7 @@ def bind(plan: Plan, model: nn.Module) -> list[dict[str, Any]]:
     _check_presence(planned, live)
     names.check_ties(model, plan.ties, after="wrapping or loading")
     _check_ownership(planned, live)
-    if not is_flattened(model):
-        _check_shapes(planned, live)
+    _check_shapes(planned, live, model)
     return [
         {**group.options, "params": [(fqn, live[fqn]) for fqn in group.param_names], "name": group.name}
         for group in plan.groups
@@ -73,11 +72,11 @@ def _check_ownership(planned: Collection[str], live: dict[str, nn.Parameter]) ->
         )
 
 
-def _check_shapes(planned: Mapping[str, Entry], live: dict[str, nn.Parameter]) -> None:
+def _check_shapes(planned: Mapping[str, Entry], live: dict[str, nn.Parameter], model: nn.Module) -> None:
     others = [
         f"{fqn} {list(live[fqn].shape)}, not {list(entry.shape)}"
         for fqn, entry in planned.items()
         if live[fqn].shape != entry.shape
     ]
-    if others:
+    if others and not is_flattened(model):
         raise ConfigError("model", f"parameters have other shapes than in the plan: {listed(others)}")

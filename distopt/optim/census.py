@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -74,6 +74,8 @@ class Census:
     """See `names.ties`."""
     marked: frozenset[str]
     """The FQNs of parameters that their author marked by `_no_weight_decay = True`. Wrapping loses marks."""
+    overlaps: list[tuple[str, ...]]
+    """The FQNs of parameters that begin at one address and yet are several."""
     model: nn.Module
     """The unwrapped model, whose parameters may be anything by now."""
 
@@ -113,9 +115,12 @@ def take_census(model: nn.Module) -> Census:
         )
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                _, others = found.setdefault(id(parameter), (parameter, []))
-                here = distinct and not (others and others[-1].holder is holder)
-                others.append(Place(prefix + name, name, holder, here))
+                if id(parameter) not in found:
+                    found[id(parameter)] = parameter, [Place(prefix + name, name, holder, distinct)]
+                else:
+                    others = found[id(parameter)][1]
+                    here = distinct and others[-1].holder is not holder
+                    others.append(Place(prefix + name, name, holder, here))
     shapeless = [
         places[0].fqn
         for parameter, places in found.values()
@@ -129,7 +134,7 @@ def take_census(model: nn.Module) -> Census:
         )
     return Census(
         entries=[
-            Entry(tuple(places), tuple(parameter.shape), parameter.requires_grad)
+            Entry(tuple(places), parameter.shape, parameter.requires_grad)
             for parameter, places in found.values()
         ],
         ties=names.ties(walk),
@@ -138,8 +143,17 @@ def take_census(model: nn.Module) -> Census:
             for parameter, places in found.values()
             if getattr(parameter, "_no_weight_decay", False)
         ),
+        overlaps=_overlaps(found.values()),
         model=names.unwrap(model),
     )
+
+
+def _overlaps(found: Iterable[tuple[nn.Parameter, list[Place]]]) -> list[tuple[str, ...]]:
+    beginning: dict[int, list[str]] = {}
+    for parameter, places in found:
+        if type(parameter) is nn.Parameter and (address := parameter.data_ptr()):
+            beginning.setdefault(address, []).append(places[0].fqn)
+    return [tuple(fqns) for fqns in beginning.values() if len(fqns) > 1]
 
 
 def is_flattened(model: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -28,7 +28,7 @@ def lint(decisions: Decisions) -> tuple[str, ...]:
     decaying = _decaying(decisions)
     found = [
         *_ties(decisions),
-        *_one_memory(decisions.census),
+        *_one_memory(decisions),
         *_zero_lr(decisions),
         *_matrices(decisions),
         *_marked_decay(decisions, decaying),
@@ -94,7 +94,7 @@ def _unmatched_key(key: str, fqns: list[str], parts: Iterable[str]) -> ConfigErr
 def _ties(decisions: Decisions) -> Iterator[str]:
     """Shared parameters whose names the rules treat differently."""
     for entry, _ in decisions.verdicts:
-        if not all(_says_as_the_owner(decisions, entry, place) for place in entry.places[1:]):
+        if len(entry.places) > 1 and not all(_says_as_the_owner(decisions, entry, p) for p in entry.places):
             yield f"shared parameter, owned once, as {entry.fqn}: {decisions.described(entry)}"
 
 
@@ -108,18 +108,13 @@ def _says_as_the_owner(decisions: Decisions, entry: Entry, place: Place) -> bool
     return values == owners
 
 
-def _one_memory(census: Census) -> Iterator[str]:
+def _one_memory(decisions: Decisions) -> Iterator[str]:
     """Parameters that are several over one memory: `b.weight = nn.Parameter(a.weight.data)`."""
-    live = names.live_parameters(names.visits(census.model))
-    addresses = {fqn: plain.data_ptr() for fqn, plain in live.items() if type(plain) is nn.Parameter}
-    often = {address for address, times in Counter(addresses.values()).items() if address and times > 1}
-    there: dict[int, list[Entry]] = defaultdict(list)
-    for entry in census.entries if often else ():
-        if (address := addresses.get(entry.fqn)) in often:
-            there[address].append(entry)
-    for entries in there.values():
-        if len(entries) > 1 and any(entry.requires_grad for entry in entries):
-            fqns = [entry.fqn for entry in entries]
+    if not decisions.census.overlaps:
+        return
+    trainable = {entry.fqn for entry, _ in decisions.verdicts}
+    for fqns in decisions.census.overlaps:
+        if not trainable.isdisjoint(fqns):
             yield (
                 f"several parameters over one memory: {listed(fqns)}; each is stepped, and sharding takes"
                 " them apart; to tie them, let all these names be one nn.Parameter"
