@@ -230,6 +230,13 @@ def test_an_lr_tensor_becomes_a_number_for_the_schedule():
     assert isinstance(optimizer.param_groups[0]["lr"], float)
 
 
+def test_an_optimizer_without_an_lr_of_its_own_is_taken():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = None  # as that of transformers' Adafactor, which makes its own
+    assert Prebuilt(optimizer, model).plan.groups[0].options["lr"] is None
+
+
 def test_what_is_no_plain_data_stays_out_of_the_plan():
     model = net()
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "scale": len, "of": [1]}], lr=0.1)

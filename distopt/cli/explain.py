@@ -133,7 +133,7 @@ def _names(decisions: Decisions, entry: Entry) -> Iterator[str]:
     """What a shared parameter would get under each of its names."""
     yield from ("", "names, of which the first decides")
     for place in entry.places:
-        verdict = decisions.constructor.decide(entry, place)
+        verdict = decisions.verdict(entry, place)
         options = {**decisions.defaults, **verdict.options}
         values = ", ".join(f"{option} {_text(value)}" for option, value in options.items())
         yield f"  {place.fqn}, of {place.holder.cls.__name__}"

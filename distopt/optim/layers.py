@@ -75,7 +75,7 @@ def _depths_by_blocks(model: nn.Module) -> dict[str, Depth]:
             RATE,
             "the model has no layers: nothing in it is repeated",
             given=type(model).__name__,
-            allowed="blocks of one class in a ModuleList or Sequential, or a method"
+            allowed="blocks of one class in a ModuleList, a Sequential or a numbered ModuleDict, or a method"
             " get_layer_depth(param_name, prefix) of the model's own",
         )
     layer, layers = 0, len(blocks) + 2

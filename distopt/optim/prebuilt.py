@@ -44,7 +44,8 @@ class Prebuilt:
             name = free_name(str(group.get("name") or "default"), taken)
             taken.add(name)
             # A scheduler of torch's that was attached, or a run before this one, has moved the lr.
-            group["lr"] = group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
+            if group.get("lr") is not None:
+                group["lr"] = group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
             options = _options(optimizer, group)
             groups.append(Group(name, (), options, {}, tuple(entries[id(p)] for p in trained)))
             group["name"], group["param_names"] = name, groups[-1].param_names
