@@ -153,6 +153,18 @@ def test_rules_keep_their_names_when_a_custom_key_wants_one():
     }
 
 
+def test_a_rule_for_norms_does_not_rename_the_biases():
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    rules = {"bias_lr_mult": 2, "bias_decay_mult": 0}
+    plan = make_plan(model, {**CFG, "paramwise_cfg": rules})
+    assert {group.name: group.param_names for group in plan.groups if "bias" in group.name} == {
+        "bias": ["1.bias"],
+        "bias.2": ["0.bias"],
+    }
+    more = make_plan(model, {**CFG, "paramwise_cfg": {**rules, "norm_decay_mult": 0}})
+    assert [group.param_names for group in more.groups if group.name == "bias"] == [["1.bias"]]
+
+
 @pytest.mark.parametrize(("option", "value"), [("betas", [0.9]), ("betas", [5.0, 7.0]), ("eps", -1.0)])
 @pytest.mark.parametrize("of_group", [False, True])
 def test_options_that_the_optimizer_refuses_are_found_on_a_trial(option, value, of_group):
