@@ -49,6 +49,7 @@ def process_group(world: World) -> Iterator[None]:
     """A process group of the whole world for the `with` block; one that exists already is used as it is.
 
     On CUDA there is a gloo backend beside NCCL, for the tensors of checkpoints that live on the CPU.
+    At the end of the block no C++ of torch's may hold the group any more: see `parallel.release`.
     """
     if dist.is_initialized():
         yield

@@ -87,6 +87,7 @@ class Runner:
             with self._record() as self.recording, held_signals():
                 introduce(self)
                 self._loop()
+            parallel.release(self.wrapped)
 
     def stop(self, reason: str) -> None:
         """Ends the run, with an evaluation and a checkpoint, at the next logged step or evaluation."""

@@ -5,7 +5,7 @@ from distopt.parallel.buffers import average_buffers, preserved_buffers
 from distopt.parallel.materialize import materialize
 from distopt.parallel.precision import Precision, autocast
 from distopt.parallel.units import find_units
-from distopt.parallel.wrap import gradient_sync, reshard, wrap
+from distopt.parallel.wrap import gradient_sync, release, reshard, wrap
 
 __all__ = [
     "Precision",
@@ -15,6 +15,7 @@ __all__ = [
     "gradient_sync",
     "materialize",
     "preserved_buffers",
+    "release",
     "reshard",
     "sync_batchnorm",
     "wrap",

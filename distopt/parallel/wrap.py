@@ -64,3 +64,14 @@ def reshard(model: nn.Module) -> None:
     """To be called after a forward that no backward follows: FSDP would keep the root's parameters whole."""
     if isinstance(model, FSDPModule):
         model.reshard()
+
+
+def release(model: nn.Module) -> None:
+    """To be called when training is over, before the process group is destroyed: the model lets go of it.
+
+    DDP's reducer would be the last to hold the group. Freed with the GIL held, it waits for a thread of
+    gloo's that may be waiting for the GIL: a deadlock, which no signal ends. What holds the group in Python,
+    as FSDP does, frees it without the GIL.
+    """
+    if isinstance(model, DistributedDataParallel):
+        del model.logger, model.reducer, model.process_group
