@@ -22,7 +22,7 @@ def introduce(runner: Runner) -> None:
     plan, start = runner.plan, runner.start
     runner.console.header(_facts(runner))
     runner.console.groups(plan.to_dict()["groups"])
-    for warning in (*plan.warnings, *start.skipped, *runner.lost):
+    for warning in (*plan.warnings, *runner.schedule.warnings, *start.skipped, *runner.lost):
         logger.warning(warning)
     for difference in start.differences:
         logger.warning("changed since the last start: %s", difference)

@@ -185,6 +185,7 @@ class Runner:
                 device=self.device,
             )
             self.metrics = self.evaluation.rehearse()
+        self.schedule.check_metrics(self.metrics)
         seed_everything(config.seed, self.world.rank)
         self._resume()
         self.steps = iter(self.batches)
@@ -261,6 +262,7 @@ class Runner:
     def _evaluate(self) -> None:
         with self.throughput.pause():
             row = {"step": self.step, "epoch": self.batches.epoch, "eval": self.evaluation.run()}
+            self.schedule.observe(row["eval"])
             self.callbacks.on_eval(self, row)
             self.recording.log(row)
             [stops] = comm.sum_over_ranks([self._stop_reason is not None], self.device)
@@ -282,12 +284,17 @@ class Runner:
     def _others(self) -> dict[str, dict[str, Any]]:
         """State that is neither the model's nor the optimizer's."""
         loss = dict(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else {}
-        return self.callbacks.state_dict() | {"scaler": self.gradient_step.scaler.state_dict(), "loss": loss}
+        return self.callbacks.state_dict() | {
+            "scaler": self.gradient_step.scaler.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "loss": loss,
+        }
 
     def _load_others(self, states: Mapping[str, dict[str, Any]]) -> None:
         self.callbacks.load_state_dict(states)
         if states.get("scaler"):
             self.gradient_step.scaler.load_state_dict(states["scaler"])
+        self.schedule.load_state_dict(states.get("schedule", {}))
         if states.get("loss") and isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(states["loss"])
 

@@ -178,10 +178,10 @@ def test_any_option_can_be_moved():
         ),
         (
             {"type": "LinearLR", "start_facter": 0.1},
-            r"start_facter: unknown argument(.|\n)*mean: start_factor",
+            r"start_facter: unknown key(.|\n)*mean: start_factor",
         ),
-        ({"type": "LinearLR", "start_factor": 1.5}, r"start_factor: out of range"),
-        ({"type": "LinearLR", "start_factor": True}, r"start_factor: not a number"),
+        ({"type": "LinearLR", "start_factor": 1.5}, r"start_factor: wrong value(.|\n)*1 or less"),
+        ({"type": "LinearLR", "start_factor": True}, r"start_factor: wrong type(.|\n)*a number"),
         ({"type": "LinearLR", "begin": 5, "end": 5}, r"end: is not after begin"),
         ({"type": "LinearLR", "by_epoch": True}, r"by_epoch: the length of an epoch is not known"),
         ({"type": "CosineAnnealingLR"}, r"end: missing"),

@@ -55,7 +55,10 @@ def full_check(config: Config) -> list[str]:
         )
         trial = try_optimizer(plan, config.optimizer)
         if not errors:  # the data has told how long an epoch is
-            build_schedule(trial, config.param_scheduler, steps_per_epoch, max_steps)
+            schedule = build_schedule(trial, config.param_scheduler, steps_per_epoch, max_steps)
+            if not config.eval:
+                schedule.check_metrics({})
+            found += [f"warning: {warning}" for warning in schedule.warnings]
         found += [f"warning: {warning}" for warning in plan.warnings]
     raise_all(error.located(config.locate) for error in errors)
     return found

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     from distopt.config.json_schema import json_schema
     from distopt.registry import short_names
-    from distopt.schedule.build import TYPES
+    from distopt.schedule.types import TYPES
 
     kinds = ["model", "loss", "dataset", "collate", "optimizer", "constructor", "callback"]
     if find_spec("torchmetrics"):

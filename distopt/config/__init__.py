@@ -13,7 +13,7 @@ from distopt.config.schema import (
     SchedulerConfig,
     StrategyConfig,
 )
-from distopt.config.section import Component, OpenSection
+from distopt.config.section import Component, OpenSection, RunShare, Section
 from distopt.config.validate import validate
 
 __all__ = [
@@ -28,7 +28,9 @@ __all__ = [
     "OpenSection",
     "OptimizerConfig",
     "ParamwiseConfig",
+    "RunShare",
     "SchedulerConfig",
+    "Section",
     "StrategyConfig",
     "batch_layout",
     "load_config",

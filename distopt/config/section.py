@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+RunShare = Annotated[str, Field(pattern=r"^(100|\d{1,2})(\.\d+)?%$")]
+"""A length as a share of the run: `"5%"`."""
 Multiplier = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

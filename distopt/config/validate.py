@@ -32,7 +32,8 @@ _VALUES = {
     "finite_number": "a finite number",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
-    "less_than_equal": "{le} or less",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
     "string_too_short": "text that is not empty",
     "too_short": "a list that is not empty",
 }

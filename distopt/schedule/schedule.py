@@ -5,71 +5,120 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distopt.schedule.shapes import Shape
+from distopt.schedule.plateau import Reductions
+from distopt.schedule.window import Window
 
 if TYPE_CHECKING:
     import torch
 
-SlotKey = tuple[int, str]
-"""Index of the group, name of the option."""
 
-
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """One value that moves: `param` of one of the optimizer's groups."""
 
-    optimizer: torch.optim.Optimizer
-    index: int
+    group: int
+    """Its index."""
     param: str
     base: float
-
-    def set(self, value: float) -> None:
-        # Looked up anew each time: `load_state_dict` replaces the groups.
-        group = self.optimizer.param_groups[self.index]
-        group[self.param] = (value, *group["betas"][1:]) if self.param == "betas" else value
+    product: int
+    """The place of its factor among the schedule's products."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One entry of `param_scheduler`, resolved against the groups it moves."""
+class Curve:
+    """An entry's factor for all values with the same bound."""
 
-    shape: Shape
-    clock: int
-    """Steps per tick: 1, or steps_per_epoch for an entry by epoch."""
-    begin: float
-    end: float
-    """In ticks; math.inf where the window has no end."""
-    lows: Mapping[SlotKey, float]
-    """Slot → the share of its base that `eta_min` stands for (0 where there is none)."""
-
-    def factors(self, step: int) -> dict[SlotKey, float]:
-        """Slot → factor for the 0-based optimizer step `step`."""
-        tick = step // self.clock
-        if tick < self.begin:
-            return {}
-        k = min(tick, math.ceil(self.end) - 1 if math.isfinite(self.end) else math.inf) - self.begin
-        n = self.end - self.begin - 1
-        by_low = {low: self.shape.at(k, n, low) for low in set(self.lows.values())}
-        return {slot: by_low[low] for slot, low in self.lows.items()}
+    window: Window
+    bound: float
+    """The share of the base that `eta_min` stands for."""
 
 
 class Schedule:
     """Values of every group as pure functions of the step: base × the product of all entries' factors.
 
-    Resuming, a changed horizon and asking in any order need no care, since there is no state.
+    Resuming, a changed horizon and asking in any order need no care, since there is no state but that of
+    plateau entries.
+
+    Args:
+        optimizer: Whose groups it sets.
+        slots: What moves.
+        curves: The factors there are.
+        products: Which of the curves multiply; slots refer to them.
+        reductions: The plateau entries.
+        warnings: What is probably not meant.
     """
 
-    def __init__(self, slots: Mapping[SlotKey, Slot], entries: Sequence[Entry]) -> None:
-        self._slots = slots
-        self._entries = entries
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        slots: Sequence[Slot],
+        curves: Sequence[Curve],
+        products: Sequence[Sequence[int]],
+        reductions: Sequence[Reductions],
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self._optimizer = optimizer
+        self._slots, self._curves, self._products = slots, curves, products
+        self._reductions = reductions
+        self._step = 0
+        self.warnings = warnings
 
     def apply(self, step: int) -> None:
         """Sets the values that the 0-based optimizer step `step` is to use in the optimizer's groups."""
-        values = {key: slot.base for key, slot in self._slots.items()}
-        for entry in self._entries:
-            for key, factor in entry.factors(step).items():
-                values[key] *= factor
-        for key, value in values.items():
-            self._slots[key].set(value)
+        self._step = step
+        factors = [curve.window.factor(step, curve.bound) for curve in self._curves]
+        products = [math.prod([factors[i] for i in product]) for product in self._products]
+        groups = self._optimizer.param_groups  # looked up anew each time: `load_state_dict` replaces them
+        for index, param, base, product in self._slots:
+            value = base * products[product]
+            for reductions in self._reductions:
+                value *= reductions.factors.get((index, param), 1.0)
+            _set(groups[index], param, value)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Tells the plateau entries of an evaluation after the step last applied.
+
+        Raises:
+            ConfigError: What one of them monitors is not among `metrics`.
+        """
+        for reductions in self._reductions:
+            reductions.observe(metrics, done=self._step + 1)
+
+    def check_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Raises ConfigError where a plateau entry monitors what is not among `metrics`."""
+        for reductions in self._reductions:
+            reductions.check(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, by entry: `{"param_scheduler.1": {"best": 0.3, …}}`. Empty without plateau entries."""
+        return {reductions.window.key: reductions.state_dict() for reductions in self._reductions}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave, of the entries that are still there."""
+        for reductions in self._reductions:
+            if reductions.window.key in state:
+                reductions.load_state_dict(state[reductions.window.key])
+
+
+def _set(group: dict[str, Any], param: str, value: float) -> None:
+    old = group[param]
+    if type(old) is float:
+        group[param] = value
+    elif param == "betas":
+        first = _filled(old[0], value)
+        group[param] = (first, *old[1:])
+    else:
+        group[param] = _filled(old, value)
+
+
+def _filled(old: Any, value: float) -> Any:
+    """`value`; in place where it was a tensor, which a CUDA graph reads where it has always been."""
+    return old.fill_(value) if hasattr(old, "fill_") else value
+
+
+def slot_of(param: str, group: Mapping[str, Any]) -> tuple[str, Any]:
+    """The option that an entry for `param` moves in this group, and its value."""
+    if param == "momentum" and "momentum" not in group and group.get("betas"):
+        return "betas", group["betas"][0]
+    return param, group.get(param)

@@ -6,98 +6,115 @@ without an end. The formulas are those of MMEngine's schedulers in closed form.
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Annotated, ClassVar, Self
 
+from pydantic import Field, field_validator
+
+from distopt.config import Section
 from distopt.errors import ConfigError
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Length = Annotated[int, Field(ge=1)]
 
-class Shape(ABC):
-    """What an entry's `type` names; the fields of the dataclass are the entry's arguments."""
 
-    def scaled(self, steps_per_epoch: int) -> Self:
-        """The same with its lengths in steps, where they were in epochs (`convert_to_iter_based`)."""
-        return self
+class Shape(Section):
+    """What an entry's `type` names; its fields are the entry's arguments."""
 
-    @abstractmethod
+    bound: ClassVar[str | None] = None
+    """The argument that is a value of the option itself and no factor, such as `eta_min`."""
+    lengths: ClassVar[tuple[str, ...]] = ()
+    """The arguments that are numbers of steps, or of epochs."""
+
+    @property
+    def ratio(self) -> float:
+        """The share of the base that `bound` stands for where it is not given itself."""
+        return 0.0
+
+    def given_lengths(self) -> Iterator[int | str]:
+        """The lengths that are given."""
+        for name in self.lengths:
+            value = getattr(self, name)
+            yield from value if isinstance(value, list) else () if value is None else (value,)
+
+    def converted(self, convert: Callable[[int | str], int]) -> Self:
+        """The same with other lengths: in steps, where they were in epochs or shares of the run."""
+        given = {name: getattr(self, name) for name in self.lengths if getattr(self, name) is not None}
+        return self.model_copy(
+            update={
+                name: [convert(item) for item in value] if isinstance(value, list) else convert(value)
+                for name, value in given.items()
+            }
+        )
+
     def check(self, key: str, n: float) -> None:
-        """Raises a ConfigError at `key` for arguments that make no sense."""
+        """Raises a ConfigError below `key` where the window does not do for this shape."""
 
     @abstractmethod
-    def at(self, k: float, n: float, low: float) -> float:
-        """The factor at place `k`; `low` is the share of the base that `eta_min` stands for."""
+    def at(self, k: float, n: float, bound: float) -> float:
+        """The factor at place `k`; `bound` is the share of the base that the argument `bound` stands for."""
 
 
-@dataclass(frozen=True)
 class Constant(Shape):
     """`factor` inside the window, 1 from its last place on."""
 
-    factor: float = 1 / 3
+    factor: Share = 1 / 3
 
-    def check(self, key: str, n: float) -> None:
-        _check_share(f"{key}.factor", self.factor)
-
-    def at(self, k: float, n: float, low: float) -> float:
+    def at(self, k: float, n: float, bound: float) -> float:
         return self.factor if k < n else 1.0
 
 
-@dataclass(frozen=True)
 class Linear(Shape):
     """A line from `start_factor` at `begin` to `end_factor` at `end - 1`."""
 
-    start_factor: float = 1 / 3
-    end_factor: float = 1.0
+    start_factor: Share = 1 / 3
+    end_factor: Share = 1.0
 
-    def check(self, key: str, n: float) -> None:
-        _check_share(f"{key}.start_factor", self.start_factor)
-        _check_share(f"{key}.end_factor", self.end_factor)
-
-    def at(self, k: float, n: float, low: float) -> float:
+    def at(self, k: float, n: float, bound: float) -> float:
         share = min(k / n, 1.0) if n > 0 else 0.0
         return self.start_factor + (self.end_factor - self.start_factor) * share
 
 
-@dataclass(frozen=True)
-class CosineAnnealing(Shape):
-    """Half a cosine from 1 to `low` over `T_max` (by default the window); beyond T_max it rises again."""
+class Step(Shape):
+    """Times `gamma` every `step_size`."""
 
-    T_max: float | None = None
-    eta_min: float | list[float] | None = None
-    eta_min_ratio: float | None = None
+    lengths = ("step_size",)
 
-    def scaled(self, steps_per_epoch: int) -> CosineAnnealing:
-        return self if self.T_max is None else replace(self, T_max=self.T_max * steps_per_epoch)
+    step_size: Length
+    gamma: NotNegative = 0.1
 
-    def check(self, key: str, n: float) -> None:
-        if self.T_max is None and math.isinf(n):
-            raise ConfigError(
-                f"{key}.end", "missing", allowed="an end or T_max, where max_steps is not known"
-            )
-        if self.T_max is not None and not self.T_max > 0:
-            raise ConfigError(f"{key}.T_max", "out of range", given=self.T_max, allowed="more than 0")
-        if any(low < 0 for low in (self.eta_min if isinstance(self.eta_min, list) else [self.eta_min or 0])):
-            raise ConfigError(f"{key}.eta_min", "out of range", given=self.eta_min, allowed="0 or more")
-        if self.eta_min_ratio is not None:
-            _check_share(f"{key}.eta_min_ratio", self.eta_min_ratio)
-
-    def at(self, k: float, n: float, low: float) -> float:
-        period = self.T_max if self.T_max is not None else n + 1
-        return low + (1 - low) * (1 + math.cos(math.pi * k / period)) / 2
+    def at(self, k: float, n: float, bound: float) -> float:
+        return float(self.gamma ** (k // self.step_size))
 
 
-SHAPES: dict[str, type[Shape]] = {
-    "Constant": Constant,
-    "Linear": Linear,
-    "CosineAnnealing": CosineAnnealing,
-}
+class MultiStep(Shape):
+    """Times `gamma` at each of the `milestones`, which count from `begin`; repeated ones multiply."""
+
+    lengths = ("milestones",)
+
+    milestones: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    gamma: NotNegative = 0.1
+
+    @field_validator("milestones", mode="after")
+    @classmethod
+    def _in_order(cls, milestones: list[int]) -> list[int]:
+        if any(first > second for first, second in pairwise(milestones)):
+            raise ConfigError("", "out of order", given=milestones, allowed=str(sorted(milestones)))
+        return milestones
+
+    def at(self, k: float, n: float, bound: float) -> float:
+        return float(self.gamma ** bisect_right(self.milestones, k))
 
 
-def arguments_of(shape: type[Shape]) -> list[str]:
-    return [field.name for field in fields(shape)]  # type: ignore[arg-type]
+class Exponential(Shape):
+    """Times `gamma` at every place."""
 
+    gamma: NotNegative
 
-def _check_share(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(key, "out of range", given=value, allowed="a number from 0 to 1")
+    def at(self, k: float, n: float, bound: float) -> float:
+        return float(self.gamma**k)
