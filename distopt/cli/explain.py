@@ -43,7 +43,6 @@ def main(argv: Sequence[str]) -> int:
     from distopt.optim.decide import decide
     from distopt.optim.explain import find
     from distopt.optim.lints import lint
-    from distopt.optim.plan import merge
 
     try:
         config = load_config(args.config, args.overrides)
@@ -53,13 +52,12 @@ def main(argv: Sequence[str]) -> int:
         with redirect_stdout(sys.stderr):  # what a model prints is no part of the explanation
             decisions = decide(model_without_memory(config), config.optimizer)
         lint(decisions)  # which refuses a key without a match
-        groups = merge(decisions.verdicts, decisions.defaults)
-        entry, group = find(decisions, groups, args.name)
+        entry, group = find(decisions, decisions.groups, args.name)
     except ConfigError as error:
         return report(error.located(config.locate))
     told = []
     if entry:
-        its = next((group for group in groups if entry in group.entries), None)
+        its = next((group for group in decisions.groups if entry in group.entries), None)
         told.append(_parameter(config, decisions, entry, its))
     if group:
         told.append(_group(config, decisions, group))
@@ -134,7 +132,7 @@ def _names(decisions: Decisions, entry: Entry) -> Iterator[str]:
     yield from ("", "names, of which the first decides")
     for place in entry.places:
         verdict = decisions.verdict(entry, place)
-        options = {**decisions.defaults, **verdict.options}
+        options = verdict.over(decisions.defaults)
         values = ", ".join(f"{option} {_text(value)}" for option, value in options.items())
         yield f"  {place.fqn}, of {place.holder.cls.__name__}"
         yield f"      {verdict.label}: {values}"

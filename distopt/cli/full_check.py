@@ -7,10 +7,11 @@ from functools import partial
 import torch
 
 from distopt import parts
+from distopt.cli.data import run_length, train_batches
 from distopt.cli.model import model_without_memory
 from distopt.cli.wording import counted
-from distopt.config import Config, batch_layout
-from distopt.data import TrainLoader, length
+from distopt.config import Config
+from distopt.data import length
 from distopt.errors import ConfigError, collecting, raise_all
 from distopt.objective import Objective
 from distopt.optim import make_plan, try_optimizer
@@ -31,14 +32,9 @@ def full_check(config: Config) -> list[str]:
     batch = None
     with collecting(errors):
         train_data = parts.train_dataset(config)
-        batches = TrainLoader(
-            train_data,
-            batch_layout(config, world=1),
-            collate=parts.collate(config),
-            drop_last=config.data.drop_last,
-        )
+        batches = train_batches(config, train_data)
         steps_per_epoch = batches.steps_per_epoch
-        max_steps = config.max_steps or (config.max_epochs or 0) * (steps_per_epoch or 0)
+        max_steps = run_length(config, steps_per_epoch)
         found.append(_describe_data(length(train_data), steps_per_epoch, max_steps))
         batch = batches.first_batch()
     for build in (parts.val_dataset, parts.callbacks, partial(parts.metrics, device=torch.device("cpu"))):

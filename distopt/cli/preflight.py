@@ -53,6 +53,8 @@ def _components(config: Config) -> Iterator[tuple[str, str, OpenSection]]:
         yield "loss", "loss", config.loss
     for name, metric in (config.eval.metrics if config.eval else {}).items():
         yield f"eval.metrics.{name}", "metric", metric
+    for key, part in config.optimizer.paramwise.parts.items():
+        yield f"optimizer.paramwise_cfg.custom_keys.{key}", "optimizer", part
     for i, callback in enumerate(config.callbacks):
         yield f"callbacks.{i}", "callback", callback
 

@@ -58,7 +58,7 @@ class Poly(Annealing):
         _check_end(key, n)
 
     def at(self, k: float, n: float, bound: float) -> float:
-        left = 1 - k / n if n > 0 else 1.0
+        left = max(1 - k / n, 0.0) if n > 0 else 1.0  # the last epoch of a run may be a part of one
         return float(bound + (1 - bound) * left**self.power)
 
 

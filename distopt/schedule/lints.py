@@ -47,7 +47,7 @@ def _beyond(window: Window, last: float) -> Iterator[str]:
     begin, end = window.steps
     if begin >= last:
         yield f"{window.key}: begins at step {begin:g}, and the run ends at {last:g}: it never acts"
-    elif math.isfinite(end) and end > max(last, begin + window.clock):
+    elif math.isfinite(end) and window.end > max(last / window.clock, window.begin + 1):
         yield f"{window.key}: its window ends at step {end:g}, and the run at {last:g}: it is broken off"
     shape = window.shape
     if isinstance(shape, WarmupStableDecay):
@@ -64,11 +64,13 @@ def _idle(window: Window, moved: Bounds, bases: Mapping[SlotKey, float], last: f
     if not any(bases[slot] for slot in moved):
         yield f"{window.key}: all {window.param} that it moves is 0: it has no effect"
         return
-    end = min(end, last) if min(end, last) < math.inf else begin + _LOOKS * window.clock
-    length = max(int(end) - begin, 1)
+    end = min(end, last)
+    if math.isinf(end):
+        return  # it may act later than anyone looks
+    length = max(round(end) - begin, 1)
     looks = {begin + i * length // _LOOKS for i in range(_LOOKS)} | {begin + length - 1}
-    bound = next(iter(moved.values()))
-    if all(window.factor(step, bound) == 1 for step in looks):
+    shares = {share for slot, share in moved.items() if bases[slot]}
+    if all(window.factor(step, share) == 1 for share in shares for step in looks):
         yield f"{window.key}: its factor is 1 in the whole run: it has no effect"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -33,9 +34,11 @@ class ReduceOnPlateau(Shape):
     def at(self, k: float, n: float, bound: float) -> float:
         return 1.0  # nothing by itself: see Reductions
 
-    def improves(self, value: float, best: float) -> bool:
+    def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` is better than `best` by more than the threshold."""
         sign = 1 if self.rule == "greater" else -1
+        if best is None:
+            return sign * value > -math.inf  # anything but NaN, and the worst there is
         if self.threshold_rule == "rel":
             goal = best * (1 + sign * self.threshold)
         else:
@@ -78,7 +81,7 @@ class Reductions:
         if not self.window.begin <= done // self.window.clock < self.window.end:
             return
         value = float(metrics[self.rule.monitor])
-        if self._best is None or self.rule.improves(value, self._best):
+        if self.rule.improves(value, self._best):
             self._best, self._bad = value, 0
         else:
             self._bad += 1

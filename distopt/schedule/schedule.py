@@ -64,6 +64,11 @@ class Schedule:
         self._step = 0
         self.warnings = warnings
 
+    @property
+    def windows(self) -> list[Window]:
+        """The entries that it is made of."""
+        return list({curve.window.key: curve.window for curve in self._curves}.values())
+
     def apply(self, step: int) -> None:
         """Sets the values that the 0-based optimizer step `step` is to use in the optimizer's groups."""
         self._step = step
