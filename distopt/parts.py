@@ -76,8 +76,10 @@ def model(config: Config, given: nn.Module | None = None) -> nn.Module:
     return built
 
 
-def groups(config: Config, model: nn.Module, given: Optimizer | None = None) -> Configured | Prebuilt:
-    """Plans `optimizer`, or takes the groups of one that is `given` in its place.
+def groups(
+    config: Config, model: nn.Module, given: Optimizer | Callable[[nn.Module], Optimizer] | None = None
+) -> Configured | Prebuilt:
+    """Plans `optimizer`, or takes the groups of one that is `given` in its place, or built by what is given.
 
     Raises:
         ConfigError: As `make_plan`; or the optimizer given is not for this model.
@@ -87,7 +89,11 @@ def groups(config: Config, model: nn.Module, given: Optimizer | None = None) -> 
     if config.optimizer.paramwise_cfg is not None:
         problem = "is not for an optimizer that is built already"
         raise ConfigError("optimizer.paramwise_cfg", problem, allowed="its own groups, and no paramwise_cfg")
-    return Prebuilt(given, model)
+    optimizer = given if isinstance(given, Optimizer) else given(model)
+    if not isinstance(optimizer, Optimizer):
+        problem = f"what builds it returned no optimizer, but a {type(optimizer).__name__}"
+        raise ConfigError("optimizer", problem, allowed="a torch.optim.Optimizer")
+    return Prebuilt(optimizer, model)
 
 
 def loss(config: Config) -> Callable[[Any, Any], Any] | None:

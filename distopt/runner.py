@@ -24,7 +24,7 @@ from distopt.gradients import GradientStep, Taken
 from distopt.introduction import introduce
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
-from distopt.optim import check_agreement
+from distopt.optim import check_agreement, evaluating, set_mode
 from distopt.recording import Recording
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
@@ -37,7 +37,8 @@ class Runner:
         config: From `load_config`.
         model: In place of `config.model`: unwrapped; on the CPU, with the same weights on every rank, or on
             the meta device.
-        optimizer: In place of `config.optimizer`: built on the parameters of `model`.
+        optimizer: In place of `config.optimizer`: built on the parameters of `model`; or what builds it,
+            called with the model before it is wrapped.
         loss: In place of `config.loss`: called with the output and the target.
         train_data: In place of `config.data.train`.
         val_data: In place of `config.data.val`.
@@ -49,7 +50,7 @@ class Runner:
         config: Config,
         *,
         model: nn.Module | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Callable[[nn.Module], Optimizer] | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
         train_data: Dataset[Any] | None = None,
         val_data: Dataset[Any] | None = None,
@@ -188,6 +189,7 @@ class Runner:
         self.schedule.check_metrics(self.metrics)
         seed_everything(config.seed, self.world.rank)
         self._resume()
+        set_mode(self.optimizer, "train")
         self.steps = iter(self.batches)
         first = next(self.steps)
         self.steps = chain([first], self.steps)
@@ -198,9 +200,8 @@ class Runner:
         checkpoint = self.start.checkpoint
         self.lost: list[str] = []  # what the checkpoint could not give
         if checkpoint is not None:
-            self.lost = state.load(
-                checkpoint, self.wrapped, self.optimizer, optimizer_type=self.plan.optimizer
-            )
+            optimizers = self.plan.optimizers
+            self.lost = state.load(checkpoint, self.wrapped, self.optimizer, optimizers=optimizers)
             progress = directory.read_progress(checkpoint)
             self.batches.load_state_dict(progress.data)
             names.check_ties(self.wrapped, self.plan.ties, after="the resume")
@@ -261,8 +262,10 @@ class Runner:
 
     def _evaluate(self) -> None:
         with self.throughput.pause():
-            row = {"step": self.step, "epoch": self.batches.epoch, "eval": self.evaluation.run()}
-            self.schedule.observe(row["eval"])
+            with evaluating(self.optimizer):
+                found = self.evaluation.run()
+            row = {"step": self.step, "epoch": self.batches.epoch, "eval": found}
+            self.schedule.observe(found)
             self.callbacks.on_eval(self, row)
             self.recording.log(row)
             [stops] = comm.sum_over_ranks([self._stop_reason is not None], self.device)
@@ -275,7 +278,8 @@ class Runner:
         documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
         with self.throughput.pause():
             parallel.average_buffers(self.model)
-            state.save(path, self.wrapped, self.optimizer, progress, documents, self._others())
+            with evaluating(self.optimizer):
+                state.save(path, self.wrapped, self.optimizer, progress, documents, self._others())
             if self.world.is_main:
                 directory.prune(config.work_dir, config.checkpoint.keep_last)
             self.recording.saved(path)

@@ -96,6 +96,7 @@ def test_merged_groups_step_as_one_group_per_tensor_does():
             for fqn in group.param_names
         ],
         lr=CFG["lr"],
+        fused=True,
     )
     tokens = torch.randint(256, (4, 9))
     for model, optimizer in ((merged, build_optimizer(merged, CFG)), (single, per_tensor)):

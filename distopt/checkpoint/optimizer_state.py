@@ -1,11 +1,13 @@
 """The state of an optimizer by FQN, without groups and without hyper-parameters.
 
-What a group is called, or which weight decay it has, is the config's to say, also on a resume.
+What a group is called, or which weight decay it has, is the config's to say, also on a resume. Only what an
+optimizer counts in its groups, and takes as no argument, is state too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,13 +29,18 @@ def split(optimizer: torch.optim.Optimizer) -> tuple[ByFqn, ByFqn]:
     return tensors, values
 
 
-def empty(optimizer: torch.optim.Optimizer, stored: Mapping[str, TensorStorageMetadata]) -> ByFqn:
-    """Tensors to load into, laid out like the live parameters: a new optimizer has no state yet."""
+def empty(
+    optimizer: torch.optim.Optimizer, stored: Mapping[str, TensorStorageMetadata], leave: Container[str] = ()
+) -> ByFqn:
+    """Tensors to load into, laid out like the live parameters, but for those to `leave`.
+
+    A new optimizer has no state yet.
+    """
     named = _named_parameters(optimizer)
     state: ByFqn = {}
     for key, metadata in stored.items():
         fqn, _, name = key.removeprefix("optim.").rpartition(".")
-        if not key.startswith("optim.") or fqn not in named:
+        if not key.startswith("optim.") or fqn not in named or fqn in leave:
             continue
         parameter, dtype = named[fqn], metadata.properties.dtype
         if metadata.size == parameter.shape:
@@ -53,6 +60,33 @@ def restore(optimizer: torch.optim.Optimizer, tensors: ByFqn, values: ByFqn) -> 
         if fqn in tensors or fqn in values
     }
     optimizer.load_state_dict(whole)
+
+
+def group_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the optimizer has counted in its groups: `{"param_names": […], "values": {"k": 200}}`."""
+    found = []
+    for part in getattr(optimizer, "parts", [optimizer]):
+        known = {*inspect.signature(type(part)).parameters, "params", "name", "param_names", "initial_lr"}
+        for group in part.param_groups:
+            values = {
+                name: value
+                for name, value in group.items()
+                if name not in known and isinstance(value, bool | int | float)
+                if value != part.defaults.get(name)
+            }
+            if values:
+                found.append({"param_names": group["param_names"], "values": values})
+    return found
+
+
+def restore_groups(
+    optimizer: torch.optim.Optimizer, saved: Iterable[Mapping[str, Any]], leave: Container[str] = ()
+) -> None:
+    """Each group takes up what was counted in the group that its first known parameter was in."""
+    counted = {fqn: group["values"] for group in saved for fqn in group["param_names"]}
+    for group in optimizer.param_groups:
+        known = (counted[fqn] for fqn in group["param_names"] if fqn in counted and fqn not in leave)
+        group.update({name: value for name, value in next(known, {}).items() if name in group})
 
 
 def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

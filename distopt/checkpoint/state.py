@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from distopt.checkpoint.reader import TensorReader
 from distopt.errors import ConfigError
 
 _OPTIMIZER_VALUES = "optimizer.json"
+_OPTIMIZER_GROUPS = "optimizer_groups.json"
 _EXTRA_VALUES = "extras.json"
 
 
@@ -52,6 +54,7 @@ def save(
     documents = {
         **documents,
         _OPTIMIZER_VALUES: json.dumps(values),
+        _OPTIMIZER_GROUPS: json.dumps({"groups": optimizer_state.group_state(optimizer)}),
         _EXTRA_VALUES: extras.values_of(others),
     }
     state = {
@@ -82,9 +85,16 @@ def save(
 
 
 def load(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, optimizer_type: str
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, optimizers: Mapping[str, str]
 ) -> list[str]:
     """Restores what `save` wrote, into a model and optimizer of any world size.
+
+    Args:
+        directory: Of the checkpoint.
+        model: As trained: wrapped, sharded.
+        optimizer: Whose groups have `param_names`.
+        optimizers: FQN → the type of the optimizer that steps the parameter: the state of one that another
+            type stepped is left.
 
     Returns:
         Sentences on what could not be restored; normally none.
@@ -97,10 +107,13 @@ def load(
     stored = reader.entries()
     state: dict[str, Any] = {"model": _model_state(model)}
     _check_same_model(state["model"], stored, directory)
-    last_type = _read_json(directory / "plan.json").get("optimizer", optimizer_type)
-    same_optimizer = _short(last_type) == _short(optimizer_type)
-    if same_optimizer:
-        state["optim"] = optimizer_state.empty(optimizer, stored)
+    before = _optimizers(_read_json(directory / "plan.json"))
+    others = {
+        fqn: (before[fqn], now)
+        for fqn, now in optimizers.items()
+        if _short(before.get(fqn, now)) != _short(now)
+    }
+    state["optim"] = optimizer_state.empty(optimizer, stored, leave=others.keys())
     own_rng = f"rng.{dist.get_rank()}."
     random_state = {
         key.removeprefix(own_rng): torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -111,10 +124,15 @@ def load(
     _read(state, reader, directory)
     set_model_state_dict(model, state["model"])
     rng.restore(random_state)
-    if not same_optimizer:
-        return [f"the optimizer was {last_type}, is {optimizer_type}: its state starts afresh"]
-    optimizer_state.restore(optimizer, state["optim"], _read_json(directory / _OPTIMIZER_VALUES))
-    return []
+    values = _read_json(directory / _OPTIMIZER_VALUES)
+    kept = {fqn: value for fqn, value in values.items() if fqn not in others}
+    optimizer_state.restore(optimizer, state["optim"], kept)
+    counted = _read_json(directory / _OPTIMIZER_GROUPS).get("groups", [])
+    optimizer_state.restore_groups(optimizer, counted, leave=others.keys())
+    return [
+        f"the optimizer of {count} parameters was {was}, is {now}: its state starts afresh"
+        for (was, now), count in Counter(others.values()).items()
+    ]
 
 
 def load_others(directory: Path, here: extras.States) -> extras.States:
@@ -196,6 +214,15 @@ def _first_line(error: BaseException) -> str:
 
 def _short(optimizer_type: str) -> str:
     return optimizer_type.removeprefix("torch.optim.")
+
+
+def _optimizers(plan: Mapping[str, Any]) -> dict[str, str]:
+    """FQN → the type of the optimizer that stepped the parameter, from a plan.json."""
+    return {
+        param["fqn"]: group.get("optimizer", plan["optimizer"])
+        for group in plan.get("groups", [])
+        for param in group["params"]
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

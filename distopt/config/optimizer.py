@@ -8,11 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from distopt.config.section import Multiplier, OpenSection, Section, Text
+from distopt.config.section import Component, Multiplier, OpenSection, Section, Text
 from distopt.errors import ConfigError, nearest, raise_all
 
 DEFAULT_CONSTRUCTOR = "DefaultOptimWrapperConstructor"
 LAYER_CONSTRUCTOR = "LearningRateDecayOptimWrapperConstructor"
+
+MULTIPLIES = {"lr_mult": "lr", "decay_mult": "weight_decay"}
+KEY_SETTINGS = (*MULTIPLIES, "name", "hidden_only")
+"""What an entry of `custom_keys` may hold besides `type` and options of the optimizer."""
 
 
 class ParamwiseConfig(Section):
@@ -51,10 +55,23 @@ class ParamwiseConfig(Section):
     """Whether a custom key's multipliers replace those of the other rules, or multiply them."""
 
     custom_keys: dict[Text, dict[Text, Any]] = Field(default_factory=dict)
-    """Part of a parameter's name → lr_mult, decay_mult, options of the optimizer, and the group's `name`."""
+    """Part of a parameter's name → lr_mult, decay_mult, options of the optimizer, and the group's `name`.
+
+    With a `type`, another optimizer steps these parameters, and the options are its arguments. `hidden_only`
+    (true for Muon) leaves all but the matrices inside the model's repeated blocks to the other rules.
+    """
 
     layer_decay_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Multiple of the learning rate for each layer above; with LearningRateDecayOptimWrapperConstructor."""
+
+    @property
+    def parts(self) -> dict[str, Component]:
+        """The custom keys that name an optimizer of their own → that, with its arguments."""
+        return {
+            key: Component(**{name: value for name, value in entry.items() if name not in KEY_SETTINGS})
+            for key, entry in self.custom_keys.items()
+            if "type" in entry
+        }
 
     @property
     def own(self) -> dict[str, Any]:
@@ -124,7 +141,7 @@ class OptimizerConfig(OpenSection):
 
 
 def _multipliers(paramwise: ParamwiseConfig) -> Iterator[tuple[str, str]]:
-    """Every multiplier that is given, as a dotted key, and the optimizer's argument that it multiplies."""
+    """Every multiplier of the section's own arguments, as a dotted key, and the one that it multiplies."""
     bases = {"_lr_mult": "lr", "_decay_mult": "weight_decay"}
     for name in type(paramwise).model_fields:
         for ending, base in bases.items():
@@ -133,17 +150,23 @@ def _multipliers(paramwise: ParamwiseConfig) -> Iterator[tuple[str, str]]:
     if paramwise.layer_decay_rate is not None:
         yield "layer_decay_rate", "lr"
     for key, entry in paramwise.custom_keys.items():
-        for ending, base in bases.items():
-            if ending[1:] in entry:
-                yield f"custom_keys.{key}.{ending[1:]}", base
+        for multiplier, base in MULTIPLIES.items():
+            if multiplier in entry and "type" not in entry:
+                yield f"custom_keys.{key}.{multiplier}", base
 
 
 def _entry_errors(entry: Mapping[str, Any]) -> Iterator[ConfigError]:
     for name, value in entry.items():
         if value is None:
             yield ConfigError(name, "wrong value", given=None, allowed="a value, or no such key")
-        elif name == "name" and not (isinstance(value, str) and value):
+        elif name in ("name", "type") and not (isinstance(value, str) and value):
             yield ConfigError(name, "wrong value", given=value, allowed="text that is not empty")
+        elif name == "hidden_only" and not isinstance(value, bool):
+            yield ConfigError(name, "wrong value", given=value, allowed="true or false")
+    for multiplier, base in MULTIPLIES.items() if "type" in entry else ():
+        if multiplier in entry and base not in entry:
+            problem = f"multiplies {base}, which this entry does not give"
+            yield ConfigError(multiplier, problem, allowed=f"{base} beside it")
     given = {name: value for name, value in entry.items() if value is not None}
     yield from _number_errors(given, ("lr_mult", "decay_mult", "lr", "weight_decay"))
 

@@ -23,7 +23,8 @@ class GroupRow:
     lr: str
     weight_decay: str
     rule: str
-    """The rules that decided, or `base values`; then options other than lr and weight decay."""
+    """The rules that decided, or `base values`; then the optimizer, where there are several, and options
+    other than lr and weight decay."""
     why: tuple[str, ...]
     """The arithmetic, an option a line."""
     names: tuple[str, ...]
@@ -33,7 +34,8 @@ class GroupRow:
 def group_rows(groups: Sequence[Mapping[str, Any]]) -> list[GroupRow]:
     """The rows of a plan's groups, in the plan's order."""
     total = sum(_numel(group) for group in groups)
-    return [_row(group, total) for group in groups]
+    several = len({group.get("optimizer") for group in groups}) > 1
+    return [_row(group, total, [group["optimizer"]] if several else []) for group in groups]
 
 
 def largest_group(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -53,7 +55,7 @@ def collapse(names: Iterable[str]) -> list[str]:
     return ["".join(parts) for parts in split]
 
 
-def _row(group: Mapping[str, Any], total: int) -> GroupRow:
+def _row(group: Mapping[str, Any], total: int, stepped_by: list[str]) -> GroupRow:
     options = dict(group["options"])
     lr, weight_decay = options.pop("lr", None), options.pop("weight_decay", None)
     rules = [" + ".join(group["rules"]) or "base values"]
@@ -67,7 +69,7 @@ def _row(group: Mapping[str, Any], total: int) -> GroupRow:
         share=_numel(group) / total,
         lr=_number(lr),
         weight_decay=_number(weight_decay),
-        rule=", ".join(rules + extra),
+        rule=", ".join(rules + stepped_by + extra),
         why=tuple(f"{option}: {reason}" for option, reason in group.get("why", {}).items()),
         names=(*shared, *collapse(param["fqn"] for param in params if not param["aliases"])),
     )

@@ -7,6 +7,7 @@ from distopt.optim.agreement import check_agreement
 from distopt.optim.build import Configured, build_optimizer, make_plan, try_optimizer
 from distopt.optim.census import Census, Entry, Place
 from distopt.optim.layers import LearningRateDecayOptimWrapperConstructor
+from distopt.optim.modes import evaluating, set_mode
 from distopt.optim.plan import Plan
 from distopt.optim.prebuilt import Prebuilt
 from distopt.optim.rules import DefaultOptimWrapperConstructor
@@ -25,6 +26,8 @@ __all__ = [
     "Verdict",
     "build_optimizer",
     "check_agreement",
+    "evaluating",
     "make_plan",
+    "set_mode",
     "try_optimizer",
 ]

@@ -13,9 +13,12 @@ from torch import nn
 
 from distopt import registry
 from distopt.config import OptimizerConfig
+from distopt.config.optimizer import KEY_SETTINGS
 from distopt.errors import ConfigError, describe, listed, nearest, raise_all
+from distopt.optim.arguments import check_optimizer, options_of
 from distopt.optim.census import Census, Entry, Place, take_census
-from distopt.optim.rules import CUSTOM_KEYS, KEY_SETTINGS
+from distopt.optim.plan import Group, merge
+from distopt.optim.rules import CUSTOM_KEYS
 from distopt.optim.verdict import Constructor, Verdict
 
 CONSTRUCTOR = "optimizer.constructor"
@@ -32,6 +35,13 @@ class Decisions:
     """What a group of this optimizer can have; None where its signature does not tell."""
     defaults: Mapping[str, Any]
     """What a group has that no rule touches: lr and weight_decay, in that order."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The verdicts merged."""
+        optimizers: dict[str | None, str] = {None: self.config.type}
+        optimizers |= {key: part.type for key, part in self.config.paramwise.parts.items()}
+        return merge(self.verdicts, self.defaults, optimizers)
 
     @cached_property
     def verdicts(self) -> list[tuple[Entry, Verdict]]:
@@ -64,7 +74,8 @@ class Decisions:
         if not isinstance(verdict, Verdict):
             problem = f"{what} returned {type(verdict).__name__} for {fqn}"
             raise ConfigError(CONSTRUCTOR, problem, given=verdict, allowed="a distopt.optim.Verdict")
-        unknown = [name for name in verdict.options if self.options is not None and name not in self.options]
+        known = self.options if verdict.part is None else None
+        unknown = [name for name in verdict.options if known is not None and name not in known]
         if unknown:
             problem = f"{what} gives {fqn} options that {self.config.type} does not have: {listed(unknown)}"
             raise ConfigError(CONSTRUCTOR, problem, allowed=self.options)
@@ -72,9 +83,10 @@ class Decisions:
 
 def decide(model: nn.Module, config: OptimizerConfig) -> Decisions:
     """Raises ConfigError for anything wrong in the section, and where there is nothing to train."""
-    optimizer = registry.resolve(config.type, "optimizer", "optimizer.type")
-    registry.check_arguments(optimizer, config.arguments, "optimizer", provided=("params",))
-    options = _options(optimizer)
+    optimizer = check_optimizer(config.type, config.arguments, "optimizer")
+    for key, part in config.paramwise.parts.items():
+        check_optimizer(part.type, part.arguments, f"{CUSTOM_KEYS}.{key}")
+    options = options_of(optimizer)
     if options is not None:
         raise_all(_unknown_options(config, options))
     census = take_census(model)
@@ -109,18 +121,11 @@ def _blaming(constructor: str) -> Iterator[None]:
         raise ConfigError(CONSTRUCTOR, problem, given=constructor) from error
 
 
-def _options(optimizer: Callable[..., Any]) -> tuple[str, ...] | None:
-    parameters = inspect.signature(optimizer).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return tuple(parameter.name for parameter in parameters if parameter.name != "params")
-
-
 def _unknown_options(config: OptimizerConfig, options: Iterable[str]) -> Iterator[ConfigError]:
     """An error for what stands in custom keys and is no option of the optimizer."""
-    known = [*KEY_SETTINGS, *options]
+    known = [*KEY_SETTINGS, "type", *options]
     for key, entry in config.paramwise.custom_keys.items():
-        for name in entry:
+        for name in entry if "type" not in entry else ():
             if name not in known:
                 yield ConfigError(
                     f"{CUSTOM_KEYS}.{key}.{name}",

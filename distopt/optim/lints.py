@@ -102,10 +102,8 @@ def _says_as_the_owner(decisions: Decisions, entry: Entry, place: Place) -> bool
     """Whether a parameter would get the same values under another of its names."""
     if place is entry.places[0]:
         return True
-    values, owners = (
-        {**decisions.defaults, **decisions.verdict(entry, of).options} for of in (place, entry.places[0])
-    )
-    return values == owners
+    its, owners = (decisions.verdict(entry, of) for of in (place, entry.places[0]))
+    return its.part == owners.part and its.over(decisions.defaults) == owners.over(decisions.defaults)
 
 
 def _one_memory(decisions: Decisions) -> Iterator[str]:
@@ -123,9 +121,7 @@ def _one_memory(decisions: Decisions) -> Iterator[str]:
 
 def _zero_lr(decisions: Decisions) -> Iterator[str]:
     still = [
-        entry.fqn
-        for entry, verdict in decisions.verdicts
-        if verdict.options.get("lr", decisions.defaults.get("lr")) == 0
+        entry.fqn for entry, verdict in decisions.verdicts if verdict.over(decisions.defaults).get("lr") == 0
     ]
     if still:
         yield f"lr is 0 for {listed(still)}: frozen parameters (requires_grad) cost neither time nor memory"
@@ -148,11 +144,10 @@ def _matrices(decisions: Decisions) -> Iterator[str]:
 
 def _decaying(decisions: Decisions) -> set[str]:
     """Parameters that have weight decay though no rule says so."""
-    base = decisions.defaults.get("weight_decay", 0)
     return {
         entry.fqn
         for entry, verdict in decisions.verdicts
-        if verdict.options.get("weight_decay", base) and "weight_decay" not in verdict.why
+        if "weight_decay" not in verdict.why and verdict.over(decisions.defaults).get("weight_decay")
     }
 
 

@@ -24,6 +24,10 @@ class Group:
     """What the optimizer is given for this group; lr and weight_decay always, where it has them."""
     why: Mapping[str, str]
     entries: tuple[Entry, ...]
+    optimizer: str
+    """The type of what steps it."""
+    part: str | None = None
+    """See `Verdict.part`."""
 
     @property
     def param_names(self) -> list[str]:
@@ -32,6 +36,7 @@ class Group:
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "optimizer": self.optimizer,
             "rules": list(self.rules),
             "options": dict(self.options),
             "why": dict(self.why),
@@ -60,6 +65,11 @@ class Plan:
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """What is probably not meant."""
 
+    @property
+    def optimizers(self) -> dict[str, str]:
+        """FQN → the type of the optimizer that steps the parameter."""
+        return {fqn: group.optimizer for group in self.groups for fqn in group.param_names}
+
     @cached_property
     def digest(self) -> str:
         """Identifies the plan: equal on every rank, or the ranks do not train the same thing."""
@@ -80,12 +90,17 @@ class Plan:
         return {"optimizer": self.optimizer, "groups": groups, "frozen": list(self.frozen)}
 
 
-def merge(decided: Iterable[tuple[Entry, Verdict]], defaults: Mapping[str, Any]) -> tuple[Group, ...]:
+def merge(
+    decided: Iterable[tuple[Entry, Verdict]],
+    defaults: Mapping[str, Any],
+    optimizers: Mapping[str | None, str],
+) -> tuple[Group, ...]:
     """One group per distinct verdict, in the order of first appearance.
 
     Args:
         decided: The trainable parameters with their verdicts, in the order of the walk.
         defaults: The optimizer's own lr and weight_decay, for groups whose verdict has none.
+        optimizers: `Verdict.part` → the type of that optimizer.
     """
     first: dict[Verdict, Verdict] = {}  # a verdict → the first that says the same
     alike: dict[tuple[str, tuple[str, ...]], list[Verdict]] = {}
@@ -93,14 +108,22 @@ def merge(decided: Iterable[tuple[Entry, Verdict]], defaults: Mapping[str, Any])
     for entry, verdict in decided:
         if verdict not in first:
             others = alike.setdefault((verdict.label, verdict.rules), [])
-            options = {**defaults, **verdict.options}
-            same = (other for other in others if {**defaults, **other.options} == options)
+            options = verdict.over(defaults)
+            same = (other for other in others if other.over(defaults) == options)
             first[verdict] = next(same, verdict)
             others.append(verdict)
         merged.setdefault(first[verdict], []).append(entry)
     names = _names(merged)
     return tuple(
-        Group(names[verdict], verdict.rules, {**defaults, **verdict.options}, verdict.why, tuple(entries))
+        Group(
+            names[verdict],
+            verdict.rules,
+            verdict.over(defaults),
+            verdict.why,
+            tuple(entries),
+            optimizers[verdict.part],
+            verdict.part,
+        )
         for verdict, entries in merged.items()
     )
 

@@ -47,7 +47,8 @@ class Prebuilt:
             if group.get("lr") is not None:
                 group["lr"] = group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
             options = _options(optimizer, group)
-            groups.append(Group(name, (), options, {}, tuple(entries[id(p)] for p in trained)))
+            members = tuple(entries[id(p)] for p in trained)
+            groups.append(Group(name, (), options, {}, members, type(optimizer).__name__))
             group["name"], group["param_names"] = name, groups[-1].param_names
             group["params"][:] = trained
             self._before |= zip(group["param_names"], trained, strict=True)

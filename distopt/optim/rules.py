@@ -17,8 +17,11 @@ from torch import nn
 
 from distopt import registry
 from distopt.config import OptimizerConfig
+from distopt.config.optimizer import KEY_SETTINGS, MULTIPLIES
 from distopt.errors import ConfigError
+from distopt.optim.arguments import own_default
 from distopt.optim.census import Census, Entry, Place
+from distopt.optim.hidden import hidden_matrices, is_matrix_optimizer
 from distopt.optim.verdict import Constructor, Verdict
 
 _TORCH_NORMS = (
@@ -28,10 +31,7 @@ _TORCH_NORMS = (
     nn.LayerNorm,
 )
 _NORM_NAME = re.compile(r"(rms|layer)_?norm(\dd)?$", re.IGNORECASE)
-_MULTIPLIES = {"lr_mult": "lr", "decay_mult": "weight_decay"}
 CUSTOM_KEYS = "optimizer.paramwise_cfg.custom_keys"
-KEY_SETTINGS = (*_MULTIPLIES, "name")
-"""What an entry of `custom_keys` may hold besides options of the optimizer."""
 
 
 class DefaultOptimWrapperConstructor(Constructor):
@@ -51,9 +51,15 @@ class DefaultOptimWrapperConstructor(Constructor):
         self._keys = sorted(sorted(paramwise.custom_keys), key=len, reverse=True)
         self._patterns = {key: match for key in self._keys if (match := pattern(key))}
         self._matching: dict[str, list[str]] = {}
+        self._hidden_only = {
+            key
+            for key, entry in paramwise.custom_keys.items()
+            if entry.get("hidden_only", is_matrix_optimizer(entry.get("type", "")))
+        }
         self._norms, self._norms_by_name = _norm_types(paramwise.norm_types)
         self._given: dict[tuple[Any, ...], tuple[str | None, str | None]] = {}
         self._verdicts: dict[tuple[str | None, ...], Verdict] = {}
+        self._hidden = hidden_matrices(census, self.is_norm) if self._hidden_only else frozenset()
 
     def decide(self, entry: Entry, place: Place) -> Verdict:
         keys = self.matching_keys(place)
@@ -63,7 +69,17 @@ class DefaultOptimWrapperConstructor(Constructor):
         return self._verdict(key, *self._given_for(entry, place))
 
     def matching_keys(self, place: Place) -> list[str]:
-        """The custom keys that match, the deciding one first: longest, then alphabetically."""
+        """The custom keys that are for a place, the deciding one first: longest, then alphabetically."""
+        keys = self._keys_in(place)
+        if self._hidden_only and place.fqn not in self._hidden:
+            return [key for key in keys if key not in self._hidden_only]
+        return keys
+
+    def passed_over(self, place: Place) -> list[str]:
+        """The custom keys that match a name, and are for hidden matrices only, which this is not."""
+        return [key for key in self._keys_in(place) if key not in self.matching_keys(place)]
+
+    def _keys_in(self, place: Place) -> list[str]:
         fqn = place.fqn
         if fqn not in self._matching:
             text = fqn if place.holder.prefix else f".{fqn}"
@@ -119,28 +135,34 @@ class DefaultOptimWrapperConstructor(Constructor):
 
     def _make_verdict(self, key: str | None, lr_mult: str | None, decay_mult: str | None) -> Verdict:
         entry = self.custom_keys[key] if key is not None else {}
-        lr_mult = None if "lr" in entry else lr_mult
-        decay_mult = None if "weight_decay" in entry else decay_mult
-        options: dict[str, Any] = {}
-        why: dict[str, str] = {}
-        for (mult, option), of_kind in zip(_MULTIPLIES.items(), (lr_mult, decay_mult), strict=True):
+        part = key if "type" in entry else None
+        lr_mult = None if "lr" in entry and not part else lr_mult
+        decay_mult = None if "weight_decay" in entry and not part else decay_mult
+        options = {name: value for name, value in entry.items() if name not in (*KEY_SETTINGS, "type")}
+        why = {name: f"{value} (custom_keys)" for name, value in options.items()}
+        bases = {name: self.config.arguments.get(name) for name in MULTIPLIES.values() if name not in entry}
+        if part:  # an optimizer of its own has base values of its own
+            unset = {name: own_default(entry["type"], name) for name in bases}
+            unset = {name: value for name, value in unset.items() if value is not None}
+            why = {name: f"{value} ({entry['type']}'s default)" for name, value in unset.items()} | why
+            options = unset | options
+            bases = dict(options)
+        for (mult, option), of_kind in zip(MULTIPLIES.items(), (lr_mult, decay_mult), strict=True):
             factors = {mult: entry[mult]} if mult in entry else {}
             if of_kind is not None:
                 factors[of_kind] = self.multipliers[of_kind]
-            if factors:
-                base = value = self.config.arguments[option]
+            base = bases.get(option)
+            if factors and base is not None:
+                value = base
                 for factor in factors.values():
                     value *= factor
                 terms = "".join(f" × {factor:g} ({name})" for name, factor in factors.items())
                 options[option], why[option] = value, f"{base:g}{terms} = {value:g}"
-        for option, value in entry.items():
-            if option not in KEY_SETTINGS:
-                options[option], why[option] = value, f"{value} (custom_keys)"
         kinds = [of_kind.rsplit("_", 2)[0] for of_kind in (lr_mult, decay_mult) if of_kind is not None]
         kinds = list(dict.fromkeys(kinds))
         own = [] if key is None else [key]
         label = ".".join([str(entry.get("name", name)) for name in own] + kinds) or "default"
-        return Verdict(label, (*own, *kinds), options, why, key)
+        return Verdict(label, (*own, *kinds), options, why, key, part)
 
 
 def pattern(key: str) -> Callable[[str], object] | None:

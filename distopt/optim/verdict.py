@@ -28,6 +28,12 @@ class Verdict:
     """Option → its arithmetic: `0.0006 × 0.1 (bias_lr_mult) = 6e-05`."""
     key: str | None = None
     """The custom key that decided, if one did."""
+    part: str | None = None
+    """The custom key whose own optimizer steps it; None for that of the `optimizer` section."""
+
+    def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """All options: those of the optimizer section where nothing else was decided."""
+        return dict(self.options) if self.part else {**defaults, **self.options}
 
     def __str__(self) -> str:
         """`head (lr 0.01, weight_decay 0)`."""

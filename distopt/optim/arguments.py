@@ -1,0 +1,85 @@
+"""What an optimizer's class takes, and which ones cannot train here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from distopt import registry
+from distopt.errors import ConfigError
+
+
+def check_optimizer(type_: str, arguments: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    """The class, or function, that a `type` names, its arguments held against its signature.
+
+    Raises:
+        ConfigError: There is no such class; its arguments are not these; or it cannot train here.
+    """
+    optimizer = registry.resolve(type_, "optimizer", f"{key}.type")
+    step = getattr(optimizer, "step", None)
+    closure = step and inspect.signature(step).parameters.get("closure")
+    if closure and closure.default is closure.empty:
+        problem = "evaluates the loss several times in a step (its step needs a closure)"
+        raise ConfigError(f"{key}.type", problem, given=type_, allowed="an optimizer that steps once")
+    if getattr(optimizer, "__name__", "") == "SparseAdam":
+        raise ConfigError(f"{key}.type", "needs sparse gradients", given=type_, allowed="Adam, or another")
+    registry.check_arguments(optimizer, arguments, key, provided=("params",))
+    return optimizer
+
+
+def options_of(optimizer: Callable[..., Any]) -> tuple[str, ...] | None:
+    """What a group of this optimizer can have; None where its signature does not tell."""
+    parameters = inspect.signature(optimizer).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return tuple(parameter.name for parameter in parameters if parameter.name != "params")
+
+
+@cache
+def own_default(type_: str, option: str) -> Any:
+    """The default of an option of the optimizer that a `type` names; None where it has none."""
+    optimizer = registry.resolve(type_, "optimizer", "optimizer.type")
+    parameter = inspect.signature(optimizer).parameters.get(option)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def with_fused(
+    optimizer: Callable[..., Any], arguments: Mapping[str, Any], params: Sequence[Any]
+) -> dict[str, Any]:
+    """The arguments, and `fused: true` where torch has such a kernel and nothing else was asked for.
+
+    It is the fastest of torch's implementations on every device; torch itself takes it only when told to.
+    It takes no mixture of DTensors and plain tensors, as tensor parallelism leaves.
+
+    Args:
+        optimizer: The class.
+        arguments: What the config gives.
+        params: Tensors, or groups of tensors or of pairs of a name and a tensor.
+    """
+    groups = [param if isinstance(param, dict) else {"params": [param]} for param in params]
+    asked = {
+        name for given in (arguments, *groups) for name in _IMPLEMENTATIONS if given.get(name) is not None
+    }
+    if asked or optimizer not in _FUSED:
+        return dict(arguments)
+    tensors = [item[1] if isinstance(item, tuple) else item for group in groups for item in group["params"]]
+    meshes = {getattr(tensor, "device_mesh", None) for tensor in tensors}
+    fits = all(t.device.type in _FUSED[optimizer] and t.is_floating_point() for t in tensors)
+    if meshes != {None}:  # DTensors
+        fits = fits and len(meshes) == 1 and optimizer in _FUSED_FOR_DTENSORS
+    return {**arguments, "fused": True} if fits else dict(arguments)
+
+
+_IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
+_FUSED = {
+    torch.optim.Adam: ("cpu", "cuda"),
+    torch.optim.AdamW: ("cpu", "cuda"),
+    torch.optim.SGD: ("cpu", "cuda"),
+    torch.optim.Adagrad: ("cpu",),
+}
+"""The classes of torch's that have a fused kernel → the devices that it is for."""
+_FUSED_FOR_DTENSORS = (torch.optim.Adam, torch.optim.AdamW)
