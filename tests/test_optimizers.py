@@ -8,12 +8,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distopt import ConfigError, build_optimizer, make_plan, parallel
+from distopt import ConfigError, make_plan, parallel
+from distopt.config import OptimizerConfig, validate
+from distopt.optim import Configured
 from distopt.registry.names import short_names
 from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
 REFUSED = {"LBFGS": "needs a closure", "SparseAdam": "needs sparse gradients"}
+NOT_SHARDED = ["Adafactor", "Rprop"]  # torch's own fail on DTensors
 TRAINED = sorted(set(short_names("optimizer")) - set(REFUSED))
 ARGUMENTS = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adafactor": {"weight_decay": 0.1}}
 
@@ -57,19 +60,38 @@ def _cfg(name: str) -> dict:
 
 
 def _trained(name: str, strategy: str) -> dict:
-    wrapped = parallel.wrap(_net(name), strategy, CPU)
-    return _steps(wrapped, build_optimizer(wrapped, _cfg(name)), dist.get_rank(), dist.get_world_size())
+    model = _net(name)
+    groups = Configured(model, validate(OptimizerConfig, _cfg(name)))
+    wrapped = parallel.wrap(model, strategy, CPU)
+    return _steps(wrapped, groups.bind(wrapped), dist.get_rank(), dist.get_world_size())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [(name, s) for name in TRAINED for s in ("ddp", "fsdp") if not (s == "fsdp" and name in NOT_SHARDED)],
+)
 def test_it_trains_on_two_ranks_as_torchs_own_does_on_one_process(name, strategy):
     model, (_, *arguments) = _net(name), _cfg(name).items()
     plain = getattr(torch.optim, name)(model.parameters(), **dict(arguments))
     expected = _steps(model, plain, rank=0, world=1)
     for trained in run_distributed(_trained, name, strategy):
         for fqn, value in expected.items():
-            torch.testing.assert_close(trained[fqn], value, rtol=1e-3, atol=1e-5)
+            # Muon orthogonalises in bf16, where a sum over shards is rounded otherwise: 2 % of what it moves.
+            atol = 1e-3 if (name, strategy) == ("Muon", "fsdp") else 1e-5
+            torch.testing.assert_close(trained[fqn], value, rtol=1e-3, atol=atol)
+
+
+def _refusal(name: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        _trained(name, "fsdp")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NOT_SHARDED)
+def test_what_cannot_step_sharded_parameters_is_refused_before_the_first_step(name):
+    for refusal in run_distributed(_refusal, name):
+        assert refusal.startswith("optimizer.type: cannot step sharded parameters")
+        assert "strategy: ddp" in refusal
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED.items())

@@ -6,6 +6,7 @@ from torch import nn
 
 from distopt import ConfigError, build_optimizer, make_plan
 from distopt.models import ByteGPT
+from distopt.config import OptimizerConfig, validate
 from distopt.optim import try_optimizer
 
 CFG = {
@@ -175,7 +176,7 @@ def test_options_that_the_optimizer_refuses_are_found_on_a_trial(option, value, 
     else:
         cfg[option] = value
     with pytest.raises(ConfigError, match="AdamW refuses its arguments" + " for group mlp" * of_group):
-        try_optimizer(make_plan(tiny(), cfg), cfg)
+        try_optimizer(make_plan(tiny(), cfg), validate(OptimizerConfig, cfg))
 
 
 def test_a_broken_tie_with_a_frozen_copy_is_an_error():

@@ -4,13 +4,14 @@ census (what the model has) → rules (a verdict each) → plan (named groups) �
 """
 
 from distopt.optim.agreement import check_agreement
-from distopt.optim.build import Configured, build_optimizer, make_plan, try_optimizer
+from distopt.optim.build import Configured, build_optimizer, make_plan
 from distopt.optim.census import Census, Entry, Place
 from distopt.optim.layers import LearningRateDecayOptimWrapperConstructor
 from distopt.optim.modes import evaluating, set_mode
 from distopt.optim.plan import Plan
 from distopt.optim.prebuilt import Prebuilt
 from distopt.optim.rules import DefaultOptimWrapperConstructor
+from distopt.optim.trial import try_optimizer
 from distopt.optim.verdict import Constructor, Verdict
 
 __all__ = [

@@ -57,7 +57,11 @@ def contenders(decisions: Decisions, entry: Entry, place: Place) -> list[Contend
     found: list[Contender] = []
     if isinstance(constructor, DefaultOptimWrapperConstructor):
         keys = constructor.matching_keys(place)
-        found = [*_custom_keys(constructor, keys), *_multipliers(constructor, entry, place, keys)]
+        found = [
+            *_custom_keys(constructor, keys),
+            *_passed_over(constructor, place),
+            *_multipliers(constructor, entry, place, keys),
+        ]
     known = {verdict.key, *(contender.rule.rsplit("_", 2)[0] for contender in found)}
     added = [rule for rule in verdict.rules if rule not in known]
     return [*found, *(Contender("decides", rule, "optimizer.constructor") for rule in added)]
@@ -73,6 +77,13 @@ def _custom_keys(rules: DefaultOptimWrapperConstructor, keys: list[str]) -> Iter
             ranks = "is longer" if len(key) < len(winner) else "comes first in the alphabet"
             reason = f"custom_keys.{winner} matches too, and {ranks}"
             yield Contender("loses", rule, at, rules.custom_keys[key], reason)
+
+
+def _passed_over(rules: DefaultOptimWrapperConstructor, place: Place) -> Iterator[Contender]:
+    for key in rules.passed_over(place):
+        rule, reason = f"custom_keys.{key}", "it is for hidden matrices only (hidden_only)"
+        at = f"optimizer.paramwise_cfg.{rule}"
+        yield Contender("set aside", rule, at, rules.custom_keys[key], reason)
 
 
 def _multipliers(

@@ -22,7 +22,9 @@ def hidden_matrices(census: Census, is_norm: Callable[[Entry, Place], bool]) -> 
     linear one, which is the head.
     """
     blocks = tuple(visit.prefix for visit in find_blocks(census.model))
-    linear = [entry for entry, place in census.places() if issubclass(place.holder.cls, nn.Linear)]
+    linear = [
+        e for e, place in census.places() if len(e.shape) == 2 and issubclass(place.holder.cls, nn.Linear)
+    ]
     head = linear[-1:] if not blocks else []
 
     def is_hidden(entry: Entry, place: Place) -> bool:

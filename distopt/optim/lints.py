@@ -57,7 +57,10 @@ def _keys(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterat
                 for key in others:
                     lost[key][f"{first}'s"] = None
                 decided.add(first)
-    errors = _unmatched([key for key in rules.custom_keys if key not in matched], decisions.census)
+    unmatched = [key for key in rules.custom_keys if key not in matched]
+    passed = {key for _, place in decisions.census.places() for key in rules.passed_over(place)}
+    errors = [_not_hidden(key) for key in unmatched if key in passed]
+    errors += _unmatched([key for key in unmatched if key not in passed], decisions.census)
     if decisions.config.unmatched_keys == "error":
         raise_all(errors)
     yield from map(str, errors)
@@ -75,6 +78,13 @@ def _unmatched(keys: list[str], census: Census) -> list[ConfigError]:
     fqns = [place.fqn for _, place in census.places()]
     parts = {part: None for fqn in fqns for part in (*fqn.split("."), fqn.rpartition(".")[0], fqn) if part}
     return [_unmatched_key(key, fqns, parts) for key in keys]
+
+
+def _not_hidden(key: str) -> ConfigError:
+    problem = "matches no hidden matrix: a matrix inside the model's repeated blocks, of no norm or embedding"
+    return ConfigError(
+        f"{CUSTOM_KEYS}.{key}", problem, allowed="hidden_only: false takes all that the key matches"
+    )
 
 
 def _unmatched_key(key: str, fqns: list[str], parts: Iterable[str]) -> ConfigError:
