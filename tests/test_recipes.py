@@ -187,16 +187,12 @@ def test_vit_fine_tuning(tmp_path, monkeypatch, vit, strategy):
     assert of_groups["layer3.flat"] == {"vit.layernorm.weight", "vit.layernorm.bias", "classifier.bias"}
 
 
-@strategies
-def test_gpt2(tmp_path, monkeypatch, strategy):
-    pytest.importorskip("transformers")
-    monkeypatch.setenv("DATA", str(tmp_path))
-    for name in ("train", "val"):
-        np.save(tmp_path / f"{name}.npy", np.arange(1000, dtype=np.uint16) % 50)
-
+def gpt2_in_small(name: str, folder: Path, strategy: str) -> Path:
+    for part in ("train", "val"):
+        np.save(folder / f"{part}.npy", np.arange(1000, dtype=np.uint16) % 50)
     run = two_steps(
-        "gpt2.yaml",
-        tmp_path / "run",
+        name,
+        folder / "run",
         f"strategy={strategy}",
         *(f"model.config.{key}={value}" for key, value in TINY_GPT2.items()),
         "data.train.context=16",
@@ -204,9 +200,33 @@ def test_gpt2(tmp_path, monkeypatch, strategy):
         "data.batch_size=8",
         "data.micro_batch_size=2",
     )
-
     assert losses(run) == pytest.approx([log(64)] * 2, abs=0.3)
-    of_groups = groups(run)
+    return run
+
+
+@strategies
+def test_gpt2(tmp_path, monkeypatch, strategy):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("DATA", str(tmp_path))
+    of_groups = groups(gpt2_in_small("gpt2.yaml", tmp_path, strategy))
     assert set(of_groups) == {"default", "flat"}
     assert {"transformer.wte.weight", "transformer.h.1.attn.c_attn.weight"} <= of_groups["default"]
     assert {"transformer.ln_f.weight", "transformer.h.0.mlp.c_fc.bias"} <= of_groups["flat"]
+
+
+@strategies
+def test_gpt2_with_muon(tmp_path, monkeypatch, strategy):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("DATA", str(tmp_path))
+    of_groups = groups(gpt2_in_small("gpt2_muon.yaml", tmp_path, strategy))
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert of_groups["muon"] == {f"transformer.h.{i}.{layer}.weight" for i in (0, 1) for layer in layers}
+    assert of_groups["default"] == {"transformer.wte.weight", "transformer.wpe.weight"}
+
+
+@strategies
+def test_gpt2_with_a_level_learning_rate(tmp_path, monkeypatch, strategy):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("DATA", str(tmp_path))
+    run = gpt2_in_small("gpt2_wsd.yaml", tmp_path, strategy)
+    assert [row["lr"]["default"] for row in rows(run)] == pytest.approx([3e-7, 6e-7])

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from distopt.config import OptimizerConfig
 from distopt.errors import ConfigError, describe
 from distopt.optim.construct import assemble, construct
+from distopt.optim.modes import set_mode
 from distopt.optim.plan import Group, Plan
 
 
@@ -53,7 +54,9 @@ def try_sharded(plan: Plan, config: OptimizerConfig, optimizer: torch.optim.Opti
         return params
 
     try:
-        _with_groups(plan, config, stand_ins).step()
+        trial = _with_groups(plan, config, stand_ins)
+        set_mode(trial, "train")
+        trial.step()
     except Exception as error:
         allowed = "strategy: ddp; or another optimizer"
         problem = f"cannot step sharded parameters: {describe(error)}"
