@@ -1,6 +1,9 @@
 """Every example in the documentation runs."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,19 @@ def examples(language: str) -> list:
 def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", examples("python torchrun"))
+def test_examples_under_torchrun_run(code, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*torchrun, "--nproc_per_node=2", script], env=environ, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("text", examples("yaml"))
