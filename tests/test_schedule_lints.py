@@ -46,11 +46,15 @@ def warnings(*cfgs: Any, max_steps: int | None = 1000, steps_per_epoch: int | No
         [WARM_UP, entry("ReduceOnPlateauLR", begin=400)],
         [WARM_UP, entry("ConstantParamScheduler", param_name="weight_decay", factor=0.5, end=900)],
         [{**WARM_UP, "groups": ["g0"]}, {**WARM_UP, "groups": ["g1"], "start_factor": 0.1}],
+        [WARM_UP, entry("MultiStepLR", by_epoch=True, milestones=[8, 11])],
+        [WARM_UP, entry("StepLR", step_size=100)],
+        [WARM_UP, entry("CosineAnnealingLR", begin=99)],
     ],
     ids=str,
 )
 def test_nothing_is_said_of_an_idiom(cfgs):
-    assert warnings(*cfgs, opt=optimizer(0.1, 0.03, weight_decay=0.1)) == []
+    opt = optimizer(0.1, 0.03, weight_decay=0.1)
+    assert warnings(*cfgs, opt=opt, steps_per_epoch=50) == []
 
 
 @pytest.mark.parametrize("cfgs", [[WARM_UP, COSINE], [WSD], SHARES], ids=["steps", "wsd", "shares"])
@@ -61,6 +65,11 @@ def test_nothing_is_said_of_a_shortened_run_that_reaches_every_entry(cfgs):
 @pytest.mark.parametrize("cfgs", [[WSD], SHARES], ids=["wsd", "shares"])
 def test_nothing_is_said_of_shares_in_a_run_of_twenty_steps(cfgs):
     assert warnings(*cfgs, max_steps=40) == []
+
+
+@pytest.mark.parametrize("max_steps", range(2, 20))
+def test_shares_in_a_run_of_fewer_than_twenty_steps_do_not_overlap(max_steps):
+    assert warnings(*SHARES, max_steps=max_steps) == []
 
 
 def test_nothing_is_said_of_warm_up_in_steps_and_cosine_in_epochs():
@@ -127,7 +136,7 @@ def test_each_entry_that_is_broken_off_or_left_out_is_named():
 
 def test_warmup_and_decay_longer_than_the_window_are_told():
     (warning,) = warnings(entry("WarmupStableDecayLR", warmup=600, decay=500))
-    assert warning == "param_scheduler.0: warmup and decay take 1100, and the window has 1000"
+    assert warning == "param_scheduler.0: warmup and decay take 1,100, and the window has 1,000"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +186,21 @@ def test_overlapping_windows_multiply():
     assert warning == (
         "param_scheduler.0 and param_scheduler.1 both move lr in steps 60 to 100: their factors multiply"
     )
+
+
+def test_entries_that_act_together_in_a_few_steps_of_their_overlap_multiply():
+    (warning,) = warnings(WARM_UP, entry("MultiStepLR", milestones=[98]))
+    assert warning.endswith("both move lr in steps 0 to 100: their factors multiply")
+
+
+def test_an_overlap_in_a_run_of_unknown_length_has_no_end():
+    (warning,) = warnings(entry("StepLR", step_size=3000), entry("ConstantLR"), max_steps=None)
+    assert warning.endswith("both move lr from step 0 on: their factors multiply")
+
+
+def test_large_steps_are_told_in_full():
+    (warning,) = warnings(entry("LinearLR", end=1_234_567), max_steps=1_234_566)
+    assert "ends at step 1,234,567, and the run at 1,234,566" in warning
 
 
 def test_windows_that_overlap_after_the_run_do_not_overlap():

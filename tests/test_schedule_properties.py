@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distopt import ConfigError, build_schedule
+from distopt.config import load_config
+from tests.configs import MINIMAL
 from tests.schedules import curve, entry, optimizer, values
 
 STEPS = 60
@@ -148,6 +151,64 @@ def test_begin_and_end_may_be_shares_of_the_run_and_are_rounded_down(max_steps, 
     assert curve(shares, 50, max_steps=max_steps) == curve(steps, 50)
 
 
+@given(st.integers(1, 40), st.floats(0, 5), st.floats(0.01, 5))
+def test_begin_and_end_may_be_parts_of_epochs_and_are_rounded_down(epoch, begin, length):
+    end = begin + length
+    first, second = int(begin * epoch), int(end * epoch)
+    parts = entry("LinearLR", by_epoch=True, convert_to_iter_based=True, begin=begin, end=end)
+    steps = entry("LinearLR", begin=first, end=max(second, first + 1))
+    assert curve(parts, 50, steps_per_epoch=epoch) == curve(steps, 50)
+
+
+def test_beside_a_share_an_end_may_be_a_part_of_an_epoch():
+    parts = entry("CosineAnnealingLR", by_epoch=True, begin="10%", end=7.25)
+    steps = entry("CosineAnnealingLR", begin=10, end=72)
+    assert curve(parts, 100, steps_per_epoch=10, max_steps=100) == curve(steps, 100)
+
+
+def test_a_whole_number_of_epochs_may_be_written_as_a_float():
+    cfg = entry("LinearLR", by_epoch=True, begin=1.0, end=4.0)
+    whole = {**cfg, "begin": 1, "end": 4}
+    assert curve(cfg, 40, steps_per_epoch=10) == curve(whole, 40, steps_per_epoch=10)
+
+
+@pytest.mark.filterwarnings("error")
+def test_parts_of_epochs_come_through_a_resolved_config(tmp_path):
+    entries = "param_scheduler: [{type: LinearLR, convert_to_iter_based: true, begin: 0.5, end: 2}]"
+    (tmp_path / "cfg.yaml").write_text(MINIMAL + entries)
+    text = load_config(tmp_path / "cfg.yaml").to_yaml()
+    (tmp_path / "again.yaml").write_text(text)
+    (one,) = load_config(tmp_path / "again.yaml").param_scheduler
+    assert "begin: 0.5\n" in text
+    assert "end: 2\n" in text
+    assert (one.begin, one.end) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        entry("ExponentialLR", gamma=1.1),
+        entry("StepLR", step_size=1, gamma=1.1),
+        entry("MultiStepLR", milestones=[0] * 8000, gamma=1.1),
+    ],
+    ids=lambda cfg: cfg["type"],
+)
+def test_a_value_that_grows_without_end_is_infinite_and_no_crash(cfg):
+    opt = optimizer()
+    build_schedule(opt, cfg).apply(9999)
+    assert values(opt) == [math.inf]
+
+
+@pytest.mark.parametrize("name", ["ExponentialLR", "StepLR"])
+def test_what_a_refused_gamma_may_be_at_most_is_above_1_and_would_do(name):
+    arguments = {"step_size": 1} if name == "StepLR" else {}
+    with pytest.raises(ConfigError, match="at most") as error:
+        build_schedule(optimizer(), entry(name, gamma=1.1, **arguments), max_steps=10_000)
+    (largest,) = re.findall(r"at most ([\d.]+)", str(error.value))
+    assert 1.07 < float(largest) < 1.1
+    build_schedule(optimizer(), entry(name, gamma=float(largest), **arguments), max_steps=10_000)
+
+
 def test_a_share_makes_the_whole_entry_one_in_steps():
     share = entry("CosineAnnealingLR", by_epoch=True, begin="10%", end=9, T_max=8)
     steps = entry("CosineAnnealingLR", begin=10, end=90, T_max=80)
@@ -167,10 +228,20 @@ def test_the_default_end_of_an_entry_by_epoch_is_that_of_the_run():
         (entry("LinearLR", begin=5, end=4), r"0\.end: is not after begin \(5\)"),
         (entry("LinearLR", begin="50%", end=10), r"0\.end: is not after begin"),
         (entry("LinearLR", begin=-1), r"0\.begin: "),
-        (entry("LinearLR", begin="105%"), r"0\.begin: "),
+        (entry("LinearLR", begin="105%"), r'0\.begin: wrong (.|\n)*a number or a share of the run: "5%"'),
         (entry("LinearLR", end="5"), r"0\.end: "),
         (entry("LinearLR", end=math.inf), r"0\.end: "),
-        (entry("LinearLR", end=-3), r"0\.end: is not after"),
+        (entry("LinearLR", end=-3), r"0\.end: wrong value(.|\n)*0 or more"),
+        (entry("LinearLR", end=0), r"0\.end: is not after begin \(0\)"),
+        (entry("LinearLR", begin=0.5), r"0\.begin: is not whole(.|\n)*steps"),
+        (entry("LinearLR", end=1.5), r"0\.end: is not whole(.|\n)*steps"),
+        (entry("LinearLR", end="5%", begin=1.5), r"0\.begin: is not whole(.|\n)*steps"),
+        (entry("LinearLR", by_epoch=True, begin=0.5), r"0\.begin: is not whole(.|\n)*convert_to_iter_based"),
+        (entry("StepLR", step_size=1, gamma=1e200, end=3), r"0\.gamma: multiplied 2 times(.|\n)*1e\+200"),
+        (entry("ExponentialLR", gamma=1e4), r"0\.gamma: multiplied 99 times(.|\n)*at most 1299\.2"),
+        (entry("MultiStepLR", milestones=[1, 1, 500], gamma=1e200), r"0\.gamma: multiplied 2 times"),
+        (entry("OneCycleMomentum", eta_max=1), r"0\.type: unknown type(.|\n)*did you mean: OneCycleLR"),
+        (entry("OneCycleParamScheduler", eta_max=1), r"0\.type: unknown type(.|\n)*OneCycleLR"),
         (entry("LinearLR", start_factor=math.nan), r"0\.start_factor: "),
         (entry("LinearLR", end_factor=-0.1), r"0\.end_factor: "),
         (entry("ConstantLR", factor=1.1), r"0\.factor: "),

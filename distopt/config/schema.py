@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 
 from distopt.config.document import Positions, dump
 from distopt.config.optimizer import OptimizerConfig
-from distopt.config.section import Component, Count, OpenSection, RunShare, Section, Text
+from distopt.config.section import Component, Count, OpenSection, RunShare, Section, Text, Time
 from distopt.errors import ConfigError
 
 
@@ -78,22 +78,22 @@ class SchedulerConfig(OpenSection):
     by_epoch: bool = True
     """Whether begin, end and the type's own lengths are epochs; otherwise they are optimizer steps."""
 
-    begin: Annotated[int, Field(ge=0)] | RunShare = 0
+    begin: Time | RunShare = 0
     """The first epoch or step at which this entry acts; or a share of the run ("5%"), which is in steps."""
 
-    end: int | RunShare | None = None
+    end: Time | RunShare | None = None
     """The epoch or step, or the share of the run, from which its value stays; by default its end."""
 
     convert_to_iter_based: bool = False
-    """Read the lengths as epochs, but change the value at every step."""
+    """Read the lengths as epochs, but change the value at every step; begin and end may then be 0.5."""
 
     groups: Annotated[list[Text], Field(min_length=1)] | None = None
     """Patterns of group names (`head*`); by default every group."""
 
     @model_validator(mode="after")
     def _window_is_sound(self) -> SchedulerConfig:
-        both_numbers = isinstance(self.begin, int) and isinstance(self.end, int)
-        if both_numbers and self.end <= self.begin:  # type: ignore[operator]
+        begin, end = self.begin, self.end
+        if isinstance(begin, int | float) and isinstance(end, int | float) and end <= begin:
             raise ConfigError("end", f"is not after begin ({self.begin})", given=self.end)
         if self.convert_to_iter_based and not self.by_epoch:
             raise ConfigError(

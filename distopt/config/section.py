@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 RunShare = Annotated[str, Field(pattern=r"^(100|\d{1,2})(\.\d+)?%$")]
 """A length as a share of the run: `"5%"`."""
+Time = Annotated[
+    float,
+    Field(ge=0, allow_inf_nan=False),
+    AfterValidator(lambda time: int(time) if time.is_integer() else time),
+    PlainSerializer(lambda time: time),
+]
+"""A number of epochs or steps; an int where it is whole."""
 Multiplier = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -30,10 +30,11 @@ _TYPES = {
 }
 _VALUES = {
     "finite_number": "a finite number",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "{le:g} or less",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "string_pattern_mismatch": 'a share of the run: "5%"',  # the one pattern there is: RunShare
     "string_too_short": "text that is not empty",
     "too_short": "a list that is not empty",
 }
@@ -102,7 +103,10 @@ def _allowed(section: type[Section], detail: ErrorDetails) -> str:
         return f"a mapping: {{type: {given}, …}}"
     if kind == "literal_error":
         return str(context["expected"]).replace("'", "").replace("False", "false")
-    return _TYPES.get(kind) or _VALUES.get(kind, detail["msg"]).format(**context)
+    if text := _TYPES.get(kind) or _VALUES.get(kind):
+        limits = {key: f"{value:g}" if isinstance(value, float) else value for key, value in context.items()}
+        return text.format(**limits)
+    return detail["msg"]  # pydantic's own, which may have braces in it
 
 
 def _suggestion(detail: ErrorDetails) -> str | None:

@@ -14,7 +14,7 @@ from distopt.schedule.window import Window
 Bounds = Mapping[SlotKey, float]
 """The values that an entry moves, with the share of the base where it goes."""
 _LOOKS = 1000
-"""At how many steps, at most, it is looked whether an entry acts."""
+"""At about how many steps, at most, it is looked whether an entry acts."""
 
 
 def lint(
@@ -46,14 +46,14 @@ def lint(
 def _beyond(window: Window, last: float) -> Iterator[str]:
     begin, end = window.steps
     if begin >= last:
-        yield f"{window.key}: begins at step {begin:g}, and the run ends at {last:g}: it never acts"
+        yield f"{window.key}: begins at step {_n(begin)}, and the run ends at {_n(last)}: it never acts"
     elif math.isfinite(end) and window.end > max(last / window.clock, window.begin + 1):
-        yield f"{window.key}: its window ends at step {end:g}, and the run at {last:g}: it is broken off"
+        yield f"{window.key}: its window ends at step {_n(end)}, and the run at {_n(last)}: it is broken off"
     shape = window.shape
     if isinstance(shape, WarmupStableDecay):
         both, length = int(shape.warmup) + int(shape.decay), window.end - window.begin
         if both > length:
-            yield f"{window.key}: warmup and decay take {both}, and the window has {length:g}"
+            yield f"{window.key}: warmup and decay take {_n(both)}, and the window has {_n(length)}"
 
 
 def _idle(window: Window, moved: Bounds, bases: Mapping[SlotKey, float], last: float) -> Iterator[str]:
@@ -67,10 +67,8 @@ def _idle(window: Window, moved: Bounds, bases: Mapping[SlotKey, float], last: f
     end = min(end, last)
     if math.isinf(end):
         return  # it may act later than anyone looks
-    length = max(round(end) - begin, 1)
-    looks = {begin + i * length // _LOOKS for i in range(_LOOKS)} | {begin + length - 1}
     shares = {share for slot, share in moved.items() if bases[slot]}
-    if all(window.factor(step, share) == 1 for share in shares for step in looks):
+    if all(window.factor(step, share) == 1 for share in shares for step in _looks(begin, end)):
         yield f"{window.key}: its factor is 1 in the whole run: it has no effect"
 
 
@@ -78,11 +76,16 @@ def _neighbours(entries: Sequence[tuple[Window, Bounds]], last: float) -> Iterat
     """Entries for the same values that overlap, or leave a gap."""
     for (one, its), (other, others) in combinations(entries, 2):
         begin, end = max(one.steps[0], other.steps[0]), min(one.steps[1], other.steps[1], last)
-        if its.keys() & others.keys() and begin < end:
-            yield (
-                f"{one.key} and {other.key} both move {one.param} in steps {begin:g} to {end:g}:"
-                " their factors multiply"
+        shares = {(its[slot], others[slot]) for slot in its.keys() & others.keys()}
+        if begin < end and any(
+            one.factor(step, share) != 1 and other.factor(step, its_share) != 1
+            for share, its_share in shares
+            for step in _looks(begin, end)
+        ):
+            steps = (
+                f"in steps {_n(begin)} to {_n(end)}" if math.isfinite(end) else f"from step {_n(begin)} on"
             )
+            yield f"{one.key} and {other.key} both move {one.param} {steps}: their factors multiply"
     gaps = {
         (before.key, after.key): (before, after)
         for slot in dict.fromkeys(slot for _, moved in entries for slot in moved)
@@ -93,8 +96,8 @@ def _neighbours(entries: Sequence[tuple[Window, Bounds]], last: float) -> Iterat
     }
     for before, after in gaps.values():
         yield (
-            f"{before.key} ends at step {before.steps[1]:g} and {after.key} begins at step"
-            f" {after.steps[0]:g}: in between {before.param} stays where it is"
+            f"{before.key} ends at step {_n(before.steps[1])} and {after.key} begins at step"
+            f" {_n(after.steps[0])}: in between {before.param} stays where it is"
         )
 
 
@@ -105,3 +108,15 @@ def _unmoved(entries: Sequence[tuple[Window, Bounds]], names: Sequence[str]) -> 
         left = [name for index, name in enumerate(names) if index not in moved]
         if left and moved:
             yield f"no entry of param_scheduler moves {param} of {listed(left)}"
+
+
+def _looks(begin: int, end: float) -> set[int]:
+    """Some steps from `begin` up to and with the last before `end`; all, where they are few."""
+    if math.isinf(end):
+        return {begin + 2**i - 1 for i in range(40)}
+    length = max(round(end) - begin, 1)
+    return {begin + i * length // _LOOKS for i in range(_LOOKS)} | {begin + length - 1}
+
+
+def _n(steps: float) -> str:
+    return f"{steps:,.0f}"

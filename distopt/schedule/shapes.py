@@ -6,6 +6,8 @@ without an end. The formulas are those of MMEngine's schedulers in closed form.
 
 from __future__ import annotations
 
+import math
+import sys
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -80,25 +82,52 @@ class Linear(Shape):
         return self.start_factor + (self.end_factor - self.start_factor) * share
 
 
-class Step(Shape):
+class Geometric(Shape):
+    """Times `gamma` again and again; one of more than 1 lets the value grow."""
+
+    gamma: NotNegative = 0.1
+
+    @abstractmethod
+    def times(self, k: float) -> float:
+        """How often it has been multiplied at place `k`."""
+
+    def check(self, key: str, n: float) -> None:
+        if math.isinf(n):
+            return
+        times = self.times(math.ceil(n))
+        if math.isinf(_power(self.gamma, times)):
+            largest = math.floor(1e9 * math.exp(math.log(sys.float_info.max) / times)) / 1e9
+            problem = f"multiplied {times:,.0f} times in its window, it is beyond all numbers"
+            raise ConfigError(f"{key}.gamma", problem, given=self.gamma, allowed=f"at most {largest:.10g}")
+
+    def at(self, k: float, n: float, bound: float) -> float:
+        return _power(self.gamma, self.times(k))
+
+
+def _power(gamma: float, times: float) -> float:
+    try:
+        return float(gamma**times)
+    except OverflowError:
+        return math.inf
+
+
+class Step(Geometric):
     """Times `gamma` every `step_size`."""
 
     lengths = ("step_size",)
 
     step_size: Length
-    gamma: NotNegative = 0.1
 
-    def at(self, k: float, n: float, bound: float) -> float:
-        return float(self.gamma ** (k // self.step_size))
+    def times(self, k: float) -> float:
+        return k // self.step_size
 
 
-class MultiStep(Shape):
+class MultiStep(Geometric):
     """Times `gamma` at each of the `milestones`, which count from `begin`; repeated ones multiply."""
 
     lengths = ("milestones",)
 
     milestones: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    gamma: NotNegative = 0.1
 
     @field_validator("milestones", mode="after")
     @classmethod
@@ -107,14 +136,14 @@ class MultiStep(Shape):
             raise ConfigError("", "out of order", given=milestones, allowed=str(sorted(milestones)))
         return milestones
 
-    def at(self, k: float, n: float, bound: float) -> float:
-        return float(self.gamma ** bisect_right(self.milestones, k))
+    def times(self, k: float) -> float:
+        return bisect_right(self.milestones, k)
 
 
-class Exponential(Shape):
+class Exponential(Geometric):
     """Times `gamma` at every place."""
 
     gamma: NotNegative
 
-    def at(self, k: float, n: float, bound: float) -> float:
-        return float(self.gamma**k)
+    def times(self, k: float) -> float:
+        return k

@@ -46,6 +46,18 @@ class Window:
         return self.shape.at(min(tick, last) - self.begin, self.end - self.begin - 1, bound)
 
 
+def check_times(key: str, config: SchedulerConfig, shape: Shape) -> None:
+    """Raises a ConfigError where `begin` or `end` is a part of a step, or of an epoch left whole."""
+    if config.convert_to_iter_based or (config.by_epoch and _has_shares(config, shape)):
+        return  # they become steps, and are rounded down
+    for name, time in (("begin", config.begin), ("end", config.end)):
+        if isinstance(time, float):
+            allowed = "a whole number of steps"
+            if config.by_epoch:
+                allowed = "a whole number of epochs; or convert_to_iter_based: true"
+            raise ConfigError(f"{key}.{name}", "is not whole", given=time, allowed=allowed)
+
+
 def make_window(
     key: str,
     config: SchedulerConfig,
@@ -71,10 +83,10 @@ def make_window(
         )
         begin, end = to_steps(config.begin), None if config.end is None else to_steps(config.end)
         shape = shape.converted(to_steps)
-        if isinstance(config.end, str):
-            end = max(end or 0, begin + 1)  # a short run is none of the config's mistakes
+        if end is not None and (isinstance(config.end, str) or not isinstance(config.begin, str)):
+            end = max(end, begin + 1)  # a short run, or a short epoch, is none of the config's mistakes
     assert isinstance(begin, int)
-    assert not isinstance(end, str)
+    assert end is None or isinstance(end, int)
     if end is not None and end <= begin:
         raise ConfigError(f"{key}.end", f"is not after begin ({begin})", given=config.end)
     last = math.inf if end is None else float(end)
@@ -89,7 +101,7 @@ def _has_shares(config: SchedulerConfig, shape: Shape) -> bool:
     return any(isinstance(length, str) for length in (config.begin, config.end, *shape.given_lengths()))
 
 
-def _to_steps(key: str, length: int | str, *, steps_per_epoch: int | None, max_steps: int | None) -> int:
+def _to_steps(key: str, length: float | str, *, steps_per_epoch: int | None, max_steps: int | None) -> int:
     """A number of epochs (or of steps, with `steps_per_epoch` 1) or a share of the run, rounded down."""
     if not isinstance(length, str):
         return int(length * _known(key, steps_per_epoch)) if length else 0
