@@ -144,6 +144,21 @@ def test_a_model_sharded_on_meta_has_the_plan_but_no_optimizer():
         assert "still on the meta device: position, embedding.weight" in refusal
 
 
+def _still_and_off_after_a_forward() -> tuple[list[str], list[str]]:
+    plan, alone = stepped_alone()
+    model = shard_blocks(net())
+    with torch.no_grad():
+        model(torch.zeros(3, LENGTH, dtype=torch.long))
+    optimizer, before = build_optimizer(model, CFG, plan), values(model)
+    step(model, optimizer)
+    after = values(model)
+    return [fqn for fqn in before if torch.equal(before[fqn], after[fqn])], apart(alone, after)
+
+
+def test_what_is_bound_after_a_forward_of_fsdp2_is_trained():
+    assert run_distributed(_still_and_off_after_a_forward) == [(["frozen.weight", "frozen.bias"], [])] * 2
+
+
 def _off_under_fsdp1(nested: bool) -> list[str]:
     plan, alone = stepped_alone()
     model = fsdp1(net(), nested=nested)

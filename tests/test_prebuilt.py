@@ -106,6 +106,22 @@ def test_state_goes_along_to_the_sharded_parameters(world):
         torch.testing.assert_close(parameters, dict(model.named_parameters()))
 
 
+def _moved_after_a_forward() -> list[bool]:
+    model = net()
+    prebuilt = Prebuilt(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    fully_shard(model)
+    with torch.no_grad():
+        model(torch.ones(4, 3))
+    step(model, prebuilt.bind(model))
+    after = [parameter.full_tensor() for parameter in model.parameters()]
+    return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+
+
+def test_what_is_bound_after_a_forward_is_trained():
+    assert run_distributed(_moved_after_a_forward) == [[True] * 6] * 2
+
+
 def given(folder: Path, **changes: Any) -> Path:
     return write_config(folder, **{"optimizer": {"type": "AdamW"}, **changes})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from distopt import names
 from distopt.errors import ConfigError, listed
-from distopt.optim.census import Entry, is_flattened
+from distopt.optim.census import Entry, is_flattened, modules
 from distopt.optim.plan import Plan
 
 
@@ -23,6 +24,7 @@ def bind(plan: Plan, model: nn.Module) -> list[dict[str, Any]]:
     Raises:
         ConfigError: Where `model` is not the model that `plan` was made for, or not all of it is real.
     """
+    _reshard(model)
     live = names.live_parameters(names.visits(model))
     planned = {entry.fqn: entry for group in plan.groups for entry in group.entries}
     _check_presence(planned, live)
@@ -33,6 +35,15 @@ def bind(plan: Plan, model: nn.Module) -> list[dict[str, Any]]:
         {**group.options, "params": [(fqn, live[fqn]) for fqn in group.param_names], "name": group.name}
         for group in plan.groups
     ]
+
+
+def _reshard(model: nn.Module) -> None:
+    """FSDP2 leaves the root's gathered parameters in the modules after a forward: nobody trains those."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        for module in modules(model):
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
 
 
 def _check_presence(planned: Iterable[str], live: dict[str, nn.Parameter]) -> None:

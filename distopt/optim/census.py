@@ -159,10 +159,10 @@ def _overlaps(found: Iterable[tuple[nn.Parameter, list[Place]]]) -> list[tuple[s
 def is_flattened(model: nn.Module) -> bool:
     """Whether FSDP1 has made vectors, or parts of them, of the parameters."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in _modules(model))
+    return fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in modules(model))
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules(model: nn.Module) -> Iterator[nn.Module]:
     """Wrappers included; `nn.Module.modules` takes four times as long."""
     left: list[nn.Module | None] = [model]
     while left:
