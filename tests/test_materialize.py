@@ -143,6 +143,22 @@ def test_modules_that_are_real_already_keep_their_values():
     assert not model[1].weight.is_meta
 
 
+def test_real_parameters_and_buffers_beside_meta_ones_keep_their_values():
+    model = on_meta(lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    weight, mean = torch.full((2, 2), 7.0), torch.full((2,), 5.0)
+    model.load_state_dict({"0.weight": weight, "1.running_mean": mean}, assign=True, strict=False)
+    materialize(model)
+    assert torch.equal(model[0].weight, torch.full((2, 2), 7.0))
+    assert torch.equal(model[1].running_mean, torch.full((2,), 5.0))
+    assert all(not tensor.is_meta and tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_a_recurrent_module_computes_with_what_it_was_given():
+    model = on_meta(lambda: nn.LSTM(2, 3))
+    materialize(model)
+    assert all(a is b for a, b in zip(model.parameters(), model._flat_weights, strict=True))
+
+
 def test_what_is_real_keeps_its_values_also_from_the_models_own_initialisation():
     model = Pretrained()
     before = model.body.weight.clone()

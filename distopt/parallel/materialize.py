@@ -27,14 +27,9 @@ def materialize(model: nn.Module) -> None:
     if not unreal:
         return
     tied = names.ties(walk)
-    for module in unreal:
-        module.to_empty(device="cpu", recurse=False)
-    names.tie(model, tied)
     with torch.no_grad():
-        for module in unreal:
-            for tensor in _own(module):
-                tensor.fill_(_unset(tensor))
-    real = {t: t.clone() for visit in walk if visit.module not in unreal for t in _own(visit.module)}
+        real = {t: t.clone() for visit in walk for t in _own(visit.module) if not t.is_meta}
+        _allocate(unreal)
     try:
         _initialize(model, unreal)
     except Exception as error:
@@ -47,7 +42,7 @@ def materialize(model: nn.Module) -> None:
         visit.prefix + name
         for visit in walk
         for name, tensor in (visit.module._parameters | visit.module._buffers).items()
-        if tensor is not None and visit.module in unreal and _is_unset(tensor)
+        if tensor is not None and visit.module in unreal and tensor not in real and _is_unset(tensor)
     ]
     if empty:
         raise ConfigError(
@@ -55,6 +50,23 @@ def materialize(model: nn.Module) -> None:
             f"was made on the meta device, and nothing initialises {listed(empty)}",
             allowed="init_weights() of the model or reset_parameters() of its modules; or a model on the CPU",
         )
+
+
+def _allocate(modules: Iterable[nn.Module]) -> None:
+    """Puts memory in the place of each meta tensor: one for one, so that what was tied still is."""
+    made: dict[Tensor, Tensor] = {}
+    for module in modules:
+        for name, tensor in (module._parameters | module._buffers).items():
+            if tensor is None or not tensor.is_meta:
+                continue
+            if tensor not in made:
+                empty = torch.empty_like(tensor, device="cpu").fill_(_unset(tensor))
+                is_parameter = isinstance(tensor, nn.Parameter)
+                made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+            if name in module._parameters:
+                setattr(module, name, made[tensor])  # an RNN keeps its parameters in a list as well
+            else:
+                module._buffers[name] = made[tensor]
 
 
 def _initialize(model: nn.Module, unreal: Iterable[nn.Module]) -> None:
