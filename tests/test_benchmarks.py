@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import overhead
+from benchmarks import overhead, schedule
 from tests.kit import run_distributed
 
 TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_size=8)
@@ -38,3 +38,16 @@ def test_the_hand_written_loop_has_the_groups_and_the_schedule_of_the_config(tmp
     for step in range(40):
         schedule.apply(step)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(overhead.LR * overhead._factor(step, 40))
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*before:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")
+def test_the_schedulers_that_take_turns_give_the_same_values():
+    opts = [schedule.optimizer(3) for _ in range(2)]
+    ours = schedule.build_schedule(opts[0], schedule.ENTRIES, max_steps=schedule.STEPS)
+    by_hand = schedule.by_lambda(opts[1])
+    for step in range(schedule.STEPS):
+        ours.apply(step)
+        assert schedule.lrs(opts[0]) == pytest.approx(schedule.lrs(opts[1]), rel=1e-9, abs=1e-15)
+        by_hand.step()
+    assert schedule.line(rounds=1, steps=300).count("|") == 8

@@ -7,13 +7,18 @@ the optimizer's and scales with the group's lr here, which is one of distopt's d
 from __future__ import annotations
 
 import math
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.optim import lr_scheduler as torchs
 
+from distopt import build_schedule
+from distopt.config.document import parse
+from distopt.schedule.types import SHAPES
 from tests.schedules import Values, curve, entry, optimizer, values
 
 STEPS, EPOCH = 60, 3
@@ -294,3 +299,36 @@ def test_one_cycle_is_torchs(arguments):
         optimizer(*LRS, momentum=0.9),
     )
     same(curve(entry("OneCycleLR", **ONE_CYCLE, **arguments), STEPS, opt), theirs)
+
+
+PAGE = (Path(__file__).parents[1] / "docs/schedule.md").read_text()
+TABLE = dict(re.findall(r"^\| `(\w+\(opt.*|ChainedScheduler\(.*)` \| (.*) \|$", PAGE, re.M))
+
+
+def test_the_page_has_every_scheduler_of_torch():
+    theirs = {name for name in torchs.__all__ if name != "LRScheduler"}
+    assert {call.partition("(")[0] for call in TABLE} == theirs
+
+
+def test_the_page_has_every_shape():
+    assert [f"| `{name}LR` |" for name in SHAPES if f"| `{name}LR` |" not in PAGE] == []
+
+
+@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")
+@pytest.mark.parametrize("call", TABLE)
+def test_a_line_of_the_page_is_torchs(call):
+    cfgs = [
+        {**parse(cfg, "line")[0], "by_epoch": False} for cfg in re.findall(r"`(\{type.*?\})`", TABLE[call])
+    ]
+    steps = 41 if call.startswith("CyclicLR") else 100
+    opt, theirs_opt = optimizer(), optimizer()
+    schedule, scheduler = build_schedule(opt, cfgs), eval(call, {**vars(torchs), "opt": theirs_opt})
+    for step in range(steps):
+        schedule.apply(step)
+        assert values(opt) == pytest.approx(values(theirs_opt), rel=1e-9, abs=1e-15), f"step {step}"
+        theirs_opt.step()
+        if isinstance(scheduler, torchs.ReduceLROnPlateau):
+            schedule.observe({"loss": 1.0})
+            scheduler.step(1.0)
+        elif step < steps - 1:
+            scheduler.step()
