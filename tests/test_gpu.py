@@ -31,8 +31,11 @@ def test_losses_are_those_of_the_cpu(on_gpu, tmp_path, monkeypatch):
     assert losses(on_gpu) == pytest.approx(losses(tmp_path / "run"), rel=1e-3)
 
 
-@pytest.mark.parametrize("override", ["strategy=fsdp", "strategy=single", "optimizer.fused=true"])
-def test_strategies_and_the_fused_optimizer_give_the_same_losses(on_gpu, tmp_path, override):
+@pytest.mark.parametrize(
+    "override",
+    ["strategy=fsdp", "strategy=single", "optimizer.foreach=true", "optimizer.capturable=true"],
+)
+def test_strategies_and_kernels_of_the_optimizer_give_the_same_losses(on_gpu, tmp_path, override):
     run(write_config(tmp_path), override)
     assert losses(tmp_path / "run") == pytest.approx(losses(on_gpu), rel=1e-3)
 

@@ -208,3 +208,12 @@ def test_what_makes_no_sense_is_refused(cfg, message):
     # RMSprop has an option `momentum`, so Adagrad, which has neither momentum nor betas.
     with pytest.raises(ConfigError, match=message):
         build_schedule(optimizer(cls=torch.optim.Adagrad), {"by_epoch": False, **cfg})
+
+
+def test_a_value_in_a_tensor_is_set_in_place_for_cuda_graphs():
+    lr = torch.tensor(0.1)
+    opt = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=lr, fused=True)
+    schedule = build_schedule(opt, {"type": "ConstantLR", "by_epoch": False, "factor": 0.5, "end": 9})
+    schedule.apply(0)
+    assert opt.param_groups[0]["lr"] is lr
+    assert lr.item() == pytest.approx(0.05)

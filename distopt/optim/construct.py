@@ -48,4 +48,7 @@ def construct(
         of_group = f" for group {tried.name}" if tried else ""
         problem = f"{component.type} refuses its arguments{of_group}: {type(error).__name__}: {error}"
         raise ConfigError(key, problem, given=arguments) from error
+    for group in built.param_groups:
+        if group.get("capturable"):  # a CUDA graph reads lr where it was when the graph was captured
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
     return built
