@@ -178,6 +178,13 @@ class OwnClassifier(Classifier):
         return self.backbone.get_layer_depth(param_name, "backbone.")
 
 
+class Asking(Backbone):
+    """Has to be told where it stands."""
+
+    def get_layer_depth(self, param_name: str, prefix: str) -> tuple[int, int]:  # type: ignore[override]
+        return super().get_layer_depth(param_name, prefix)
+
+
 @pytest.mark.parametrize("classifier", [Classifier, OwnClassifier])
 def test_a_models_own_count_of_its_layers_holds(classifier):
     found = groups(classifier())
@@ -187,8 +194,9 @@ def test_a_models_own_count_of_its_layers_holds(classifier):
     assert found["temperature"] == ("layer3", 1e-3)
 
 
-def test_a_backbone_alone_counts_without_a_prefix():
-    assert groups(Backbone())["body.0.weight"] == ("layer1", 1e-3 * 0.75**2)
+@pytest.mark.parametrize("backbone", [Backbone, Asking])
+def test_a_backbone_alone_counts_without_a_prefix(backbone):
+    assert groups(backbone())["body.0.weight"] == ("layer1", 1e-3 * 0.75**2)
 
 
 def test_two_backbones_each_count_their_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -96,19 +97,23 @@ def _own_depths(census: Census) -> dict[str, Depth]:
     for visit in names.visits(census.model):
         method = getattr(visit.module, "get_layer_depth", None)
         if method is not None and not any(visit.prefix.startswith(prefix) for prefix in methods):
-            methods[visit.prefix] = method
+            # mmpretrain's classifiers, which are the root, take no prefix.
+            takes_prefix = visit.prefix or len(inspect.signature(method).parameters) > 1
+            methods[visit.prefix] = method if takes_prefix else _without_prefix(method)
     if not methods:
         return {}
     fqns = [place.fqn for _, place in census.places()]
     return {fqn: _own_depth(fqn, methods, census.model) for fqn in fqns}
 
 
+def _without_prefix(method: Callable[[str], Any]) -> Callable[[str, str], Any]:
+    return lambda fqn, prefix: method(fqn)
+
+
 def _own_depth(fqn: str, methods: dict[str, Callable[..., Any]], model: nn.Module) -> Depth:
     """Asks the module around a parameter, or the first for what stands in none."""
     prefix = next((prefix for prefix in methods if fqn.startswith(prefix)), next(iter(methods)))
-    # mmpretrain's classifiers, which are the root, take no prefix.
-    depth = methods[prefix](fqn, prefix) if prefix else methods[prefix](fqn)
-    match depth:
+    match depth := methods[prefix](fqn, prefix):
         case (int(layer), int(layers)) if 0 <= layer < layers:
             return layer, layers
     raise ConfigError(
