@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from distopt import ConfigError, make_plan
-from distopt.optim import check_agreement
+from distopt.optim import Prebuilt, check_agreement
 from tests.kit import run_distributed
 
 CFG = {"type": "SGD", "lr": 0.1, "weight_decay": 0.01, "paramwise_cfg": {"norm_decay_mult": 0}}
@@ -39,6 +40,45 @@ def _outcome(odd: str | None) -> str:
     except ConfigError as error:
         return error.problem
     return "agreed"
+
+
+def _frozen_alike(frozen_group: bool) -> str:
+    """Prebuilt optimizers, where rank 1's has more of what nobody trains, or that in another shape."""
+    odd = dist.get_rank() == 1
+    model = nn.ModuleDict(
+        {"trained": nn.Linear(2, 2), "frozen": nn.Linear(3 if frozen_group else 3 + odd, 2)}
+    )
+    model["frozen"].requires_grad_(False)
+    layers = model.values() if odd and frozen_group else [model["trained"]]
+    optimizer = torch.optim.SGD([{"params": list(layer.parameters())} for layer in layers], lr=0.1)
+    try:
+        check_agreement(Prebuilt(optimizer, model).plan)
+    except ConfigError as error:
+        return error.problem
+    return "agreed"
+
+
+def test_a_group_of_frozen_parameters_on_one_rank_is_no_mismatch():
+    assert run_distributed(_frozen_alike, True) == ["agreed"] * 2
+
+
+def test_a_frozen_parameter_of_another_shape_is_a_mismatch():
+    for problem in run_distributed(_frozen_alike, False):
+        assert "frozen.weight is frozen (shape [2, 3]) on rank 0" in problem
+        assert "frozen (shape [2, 4]) on rank 1" in problem
+
+
+def _another_optimizer_of_a_part() -> str:
+    part = {"type": ["SGD", "torch.optim.SGD"][dist.get_rank()], "lr": 0.1}
+    with pytest.raises(ConfigError) as error:
+        check_agreement(make_plan(net(), {**CFG, "paramwise_cfg": {"custom_keys": {"2.weight": part}}}))
+    return error.value.problem
+
+
+def test_another_optimizer_of_a_part_is_a_mismatch():
+    for problem in run_distributed(_another_optimizer_of_a_part):
+        assert "stepped by SGD" in problem
+        assert "stepped by torch.optim.SGD" in problem
 
 
 def test_ranks_with_the_same_plan_agree():

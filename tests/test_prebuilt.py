@@ -73,6 +73,37 @@ def test_frozen_parameters_leave_their_group():
     assert len(prebuilt.bind(model).param_groups[0]["params"]) == 4
 
 
+def test_a_group_of_frozen_parameters_alone_leaves_the_optimizer():
+    model = net()
+    optimizer = torch.optim.SGD([{"params": list(layer.parameters())} for layer in model], lr=0.1)
+    model[1].requires_grad_(False)
+    plan = Prebuilt(optimizer, model).plan
+    assert [group.param_names for group in plan.groups] == [["0.weight", "0.bias"], ["2.weight", "2.bias"]]
+    assert [group["param_names"] for group in optimizer.param_groups] == [g.param_names for g in plan.groups]
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_that_is_listed_twice_is_owned_once():
+    model = net()
+    optimizer = torch.optim.SGD([*model.parameters(), model[0].weight], lr=0.1)
+    prebuilt = Prebuilt(optimizer, model)
+    assert len(prebuilt.bind(model).param_groups[0]["params"]) == 6
+    assert prebuilt.plan.groups[0].param_names.count("0.weight") == 1
+
+
+def test_an_optimizer_of_frozen_parameters_alone_is_refused():
+    model = net().requires_grad_(False)
+    with pytest.raises(ConfigError, match="every parameter is frozen") as error:
+        Prebuilt(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert error.value.key == "model"
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    model = net()
+    with pytest.raises(ConfigError, match=r"^optimizer: evaluates the loss several times"):
+        Prebuilt(torch.optim.LBFGS(model.parameters()), model)
+
+
 def _states(steps: int) -> tuple[dict[str, torch.Tensor], bool]:
     """The parameters after `steps` before sharding and as many behind it; and whether state is sharded."""
     model = net()

@@ -48,9 +48,11 @@ def _verdicts(plan: Plan) -> dict[str, str]:
     verdicts = {"the optimizer": plan.optimizer}
     for group in plan.groups:
         options = [f"{name} {value}" for name, value in group.options.items()]
+        part = [f"stepped by {group.optimizer}"] if group.part else []
         rules = [f"by {' and '.join(group.rules)}"] if group.rules else []
         why = [f"{option}: {reason}" for option, reason in group.why.items()]
         for entry in group.entries:
             names = " = ".join([f"shape {list(entry.shape)}", *entry.aliases])
-            verdicts[entry.fqn] = f"{group.name} ({'; '.join([*options, *rules, *why, names])})"
-    return verdicts | dict.fromkeys(plan.frozen, "frozen")
+            verdicts[entry.fqn] = f"{group.name} ({'; '.join([*options, *part, *rules, *why, names])})"
+    shapes = {fqn: f" (shape {list(shape)})" for fqn, shape in plan.frozen_shapes.items()}
+    return verdicts | {fqn: f"frozen{shapes.get(fqn, '')}" for fqn in plan.frozen}

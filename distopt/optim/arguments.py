@@ -20,15 +20,20 @@ def check_optimizer(type_: str, arguments: Mapping[str, Any], key: str) -> Calla
         ConfigError: There is no such class; its arguments are not these; or it cannot train here.
     """
     optimizer = registry.resolve(type_, "optimizer", f"{key}.type")
-    step = getattr(optimizer, "step", None)
-    closure = step and inspect.signature(step).parameters.get("closure")
-    if closure and closure.default is closure.empty:
-        problem = "evaluates the loss several times in a step (its step needs a closure)"
-        raise ConfigError(f"{key}.type", problem, given=type_, allowed="an optimizer that steps once")
+    check_steps_once(optimizer, type_, f"{key}.type")
     if getattr(optimizer, "__name__", "") == "SparseAdam":
         raise ConfigError(f"{key}.type", "needs sparse gradients", given=type_, allowed="Adam, or another")
     registry.check_arguments(optimizer, arguments, key, provided=("params",))
     return optimizer
+
+
+def check_steps_once(optimizer: Callable[..., Any], type_: str, key: str) -> None:
+    """Raises ConfigError where the optimizer's `step` needs a closure."""
+    step = getattr(optimizer, "step", None)
+    closure = step and inspect.signature(step).parameters.get("closure")
+    if closure and closure.default is closure.empty:
+        problem = "evaluates the loss several times in a step (its step needs a closure)"
+        raise ConfigError(key, problem, given=type_, allowed="an optimizer that steps once")
 
 
 def options_of(optimizer: Callable[..., Any]) -> tuple[str, ...] | None:

@@ -83,6 +83,17 @@ class Census:
         """Every name of every parameter."""
         return ((entry, place) for entry in self.entries for place in entry.places)
 
+    @property
+    def frozen(self) -> list[Entry]:
+        return [entry for entry in self.entries if not entry.requires_grad]
+
+    def check_trainable(self) -> None:
+        """Raises ConfigError where there is nothing to train."""
+        if not any(entry.requires_grad for entry in self.entries):
+            problem = "every parameter is frozen" if self.entries else "no trainable parameters"
+            given, allowed = names.module_type(self.model).__name__, "at least one that requires a gradient"
+            raise ConfigError("model", problem, given=given, allowed=allowed)
+
 
 def take_census(model: nn.Module) -> Census:
     """Works on a meta-device or wrapped model.

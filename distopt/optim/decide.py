@@ -90,11 +90,7 @@ def decide(model: nn.Module, config: OptimizerConfig) -> Decisions:
     if options is not None:
         raise_all(_unknown_options(config, options))
     census = take_census(model)
-    if not any(entry.requires_grad for entry in census.entries):
-        problem = "every parameter is frozen" if census.entries else "no trainable parameters"
-        raise ConfigError(
-            "model", problem, given=type(model).__name__, allowed="at least one that requires a gradient"
-        )
+    census.check_trainable()
     constructor = _construct(config, census)
     decisions = Decisions(config, census, constructor, options, _defaults(optimizer, config.arguments))
     if config.paramwise_cfg is not None and not config.paramwise_cfg.bypass_duplicate:

@@ -60,6 +60,8 @@ class Plan:
     groups: tuple[Group, ...]
     frozen: tuple[str, ...] = ()
     """FQNs of the parameters that are in no group because they do not require a gradient."""
+    frozen_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of those: ranks that differ in them do not have the same model."""
     ties: tuple[tuple[str, ...], ...] = ()
     """The names of each shared parameter, frozen ones too: the owner's first."""
     warnings: tuple[str, ...] = field(default=(), compare=False)
@@ -87,7 +89,12 @@ class Plan:
     @cached_property
     def _content(self) -> dict[str, Any]:
         groups = [group.to_dict() for group in self.groups]
-        return {"optimizer": self.optimizer, "groups": groups, "frozen": list(self.frozen)}
+        return {
+            "optimizer": self.optimizer,
+            "groups": groups,
+            "frozen": list(self.frozen),
+            "frozen_shapes": {fqn: list(shape) for fqn, shape in self.frozen_shapes.items()},
+        }
 
 
 def merge(

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distopt import names
 from distopt.errors import ConfigError, listed
+from distopt.optim.arguments import check_steps_once
 from distopt.optim.bind import bind
 from distopt.optim.census import Entry, take_census
 from distopt.optim.plan import Group, Plan, free_name
@@ -23,16 +24,19 @@ class Prebuilt:
 
     Args:
         optimizer: Built on the parameters of `model`. Its groups get a `name`, where they have none, and
-            `param_names`; frozen parameters leave them.
+            `param_names`; frozen parameters leave them, and groups that have no others leave the optimizer.
         model: Not yet wrapped.
 
     Raises:
-        ConfigError: The optimizer has parameters that the model has not, or not all that are to be trained.
+        ConfigError: The optimizer has parameters that the model has not, or not all that are to be trained;
+            none is; or its step needs a closure.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         self.optimizer = optimizer
+        check_steps_once(type(optimizer), type(optimizer).__name__, "optimizer")
         census = take_census(model)
+        census.check_trainable()
         live = names.live_parameters(names.visits(model))
         entries = {id(live[entry.fqn]): entry for entry in census.entries}
         _check(optimizer, entries)
@@ -40,7 +44,10 @@ class Prebuilt:
         taken = {"all"}
         groups = []
         for group in optimizer.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+            # A tied parameter may be listed twice.
+            group["params"][:] = trained = list(dict.fromkeys(p for p in group["params"] if p.requires_grad))
+            if not trained:
+                continue
             name = free_name(str(group.get("name") or "default"), taken)
             taken.add(name)
             # A scheduler of torch's that was attached, or a run before this one, has moved the lr.
@@ -50,15 +57,16 @@ class Prebuilt:
             members = tuple(entries[id(p)] for p in trained)
             groups.append(Group(name, (), options, {}, members, type(optimizer).__name__))
             group["name"], group["param_names"] = name, groups[-1].param_names
-            group["params"][:] = trained
             self._before |= zip(group["param_names"], trained, strict=True)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         kept = {id(parameter) for parameter in self._before.values()}
         for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
             del optimizer.state[parameter]
         self.plan = Plan(
             optimizer=type(optimizer).__name__,
             groups=tuple(groups),
-            frozen=tuple(entry.fqn for entry in census.entries if not entry.requires_grad),
+            frozen=tuple(entry.fqn for entry in census.frozen),
+            frozen_shapes={entry.fqn: entry.shape for entry in census.frozen},
             ties=tuple(census.ties),
         )
 
