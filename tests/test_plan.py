@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from distopt import ConfigError, build_optimizer, make_plan
-from distopt.models import ByteGPT
 from distopt.config import OptimizerConfig, validate
+from distopt.models import ByteGPT
 from distopt.optim import try_optimizer
 
 CFG = {
@@ -161,10 +161,17 @@ def test_a_rule_for_norms_does_not_rename_the_biases():
     plan = make_plan(model, {**CFG, "paramwise_cfg": rules})
     assert {group.name: group.param_names for group in plan.groups if "bias" in group.name} == {
         "bias": ["1.bias"],
-        "bias.2": ["0.bias"],
+        "bias_decay": ["0.bias"],
     }
     more = make_plan(model, {**CFG, "paramwise_cfg": {**rules, "norm_decay_mult": 0}})
     assert [group.param_names for group in more.groups if group.name == "bias"] == [["1.bias"]]
+
+
+def test_the_biases_of_norms_keep_their_name_when_a_key_takes_all_others():
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    rules = {"bias_lr_mult": 2, "bias_decay_mult": 0, "custom_keys": {"1.": {"lr_mult": 3}}}
+    plan = make_plan(model, {**CFG, "paramwise_cfg": rules})
+    assert {group.name: group.param_names for group in plan.groups}["bias_decay"] == ["0.bias"]
 
 
 @pytest.mark.parametrize(("option", "value"), [("betas", [0.9]), ("betas", [5.0, 7.0]), ("eps", -1.0)])

@@ -146,8 +146,7 @@ def test_lo_is_another_name_of_eta_min_ratio():
 def test_begin_and_end_may_be_shares_of_the_run_and_are_rounded_down(max_steps, one, other):
     first, second = (int(max_steps * share / 100) for share in sorted([one, other]))
     shares = entry("LinearLR", start_factor=0.1, begin=f"{min(one, other)}%", end=f"{max(one, other)}%")
-    # A window of no step has one, so that a short run is possible.
-    steps = entry("LinearLR", start_factor=0.1, begin=first, end=max(second, first + 1))
+    steps = [entry("LinearLR", start_factor=0.1, begin=first, end=second)] if first < second else []
     assert curve(shares, 50, max_steps=max_steps) == curve(steps, 50)
 
 
@@ -156,8 +155,12 @@ def test_begin_and_end_may_be_parts_of_epochs_and_are_rounded_down(epoch, begin,
     end = begin + length
     first, second = int(begin * epoch), int(end * epoch)
     parts = entry("LinearLR", by_epoch=True, convert_to_iter_based=True, begin=begin, end=end)
-    steps = entry("LinearLR", begin=first, end=max(second, first + 1))
+    steps = [entry("LinearLR", begin=first, end=second)] if first < second else []
     assert curve(parts, 50, steps_per_epoch=epoch) == curve(steps, 50)
+
+
+def test_a_warm_up_of_no_step_in_a_short_run_leaves_lr_as_it_is():
+    assert curve(entry("LinearLR", start_factor=0.01, end="5%"), 10, max_steps=10) == [[0.1]] * 10
 
 
 def test_beside_a_share_an_end_may_be_a_part_of_an_epoch():

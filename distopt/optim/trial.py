@@ -26,6 +26,9 @@ def try_optimizer(plan: Plan, config: OptimizerConfig) -> torch.optim.Optimizer:
         group.name: [torch.zeros([1] * dims) for dims in sorted({len(e.shape) for e in group.entries})]
         for group in plan.groups
     }
+    for part in dict.fromkeys(group.part for group in plan.groups):
+        largest = max((stand_ins[g.name][-1] for g in plan.groups if g.part == part), key=torch.Tensor.dim)
+        construct(config, part, [largest])  # what it refuses of the section, no group is to blame for
     for group in plan.groups:
         # As arguments, for the class checks only those: what stands in a group it takes as it is.
         construct(config, group.part, stand_ins[group.name], tried=group)

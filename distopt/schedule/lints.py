@@ -59,7 +59,7 @@ def _beyond(window: Window, last: float) -> Iterator[str]:
 def _idle(window: Window, moved: Bounds, bases: Mapping[SlotKey, float], last: float) -> Iterator[str]:
     """An entry inside the run whose factor is 1 at every step, or that moves zeros alone."""
     begin, end = window.steps
-    if begin >= last or isinstance(window.shape, ReduceOnPlateau):
+    if begin >= last or window.is_empty or isinstance(window.shape, ReduceOnPlateau):
         return
     if not any(bases[slot] for slot in moved):
         yield f"{window.key}: all {window.param} that it moves is 0: it has no effect"

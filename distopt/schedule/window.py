@@ -37,10 +37,15 @@ class Window:
         """From which 0-based optimizer step, and before which, it moves."""
         return self.begin * self.clock, self.end * self.clock
 
+    @property
+    def is_empty(self) -> bool:
+        """A share of a short run, or a part of a short epoch, may be no step at all."""
+        return self.end == self.begin
+
     def factor(self, step: int, bound: float) -> float:
         """For the 0-based optimizer step `step`; `bound` as in `Shape.at`."""
         tick = step // self.clock
-        if tick < self.begin:
+        if tick < self.begin or self.is_empty:
             return 1.0
         last = math.ceil(self.end) - 1 if math.isfinite(self.end) else tick
         return self.shape.at(min(tick, last) - self.begin, self.end - self.begin - 1, bound)
@@ -83,11 +88,11 @@ def make_window(
         )
         begin, end = to_steps(config.begin), None if config.end is None else to_steps(config.end)
         shape = shape.converted(to_steps)
-        if end is not None and (isinstance(config.end, str) or not isinstance(config.begin, str)):
-            end = max(end, begin + 1)  # a short run, or a short epoch, is none of the config's mistakes
+        if end is not None and isinstance(config.end, str):
+            end = max(end, begin)  # a short run is none of the config's mistakes
     assert isinstance(begin, int)
     assert end is None or isinstance(end, int)
-    if end is not None and end <= begin:
+    if end is not None and end < begin:
         raise ConfigError(f"{key}.end", f"is not after begin ({begin})", given=config.end)
     last = math.inf if end is None else float(end)
     if end is None and max_steps is not None:
