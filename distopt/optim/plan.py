@@ -136,14 +136,10 @@ def merge(
 
 
 def _names(verdicts: Iterable[Verdict]) -> dict[Verdict, str]:
-    """Names for the groups of `verdicts`. The rules' own come first: no custom key takes `norm` from them.
-
-    With `bias_lr_mult` and `bias_decay_mult`, the biases of norms get the latter alone: of two groups that
-    would be `bias`, that of which more was decided is. So a rule for norms renames no other.
-    """
+    """Names for the groups of `verdicts`. The rules' own come first: no custom key takes `norm` from them."""
     taken = {"all"}
     names = {}
-    for verdict in sorted(verdicts, key=lambda verdict: (verdict.key is not None, -len(verdict.options))):
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.key is not None):
         names[verdict] = free_name(verdict.label, taken)
         taken.add(names[verdict])
     return names

@@ -136,7 +136,8 @@ class DefaultOptimWrapperConstructor(Constructor):
     def _make_verdict(self, key: str | None, lr_mult: str | None, decay_mult: str | None) -> Verdict:
         entry = self.custom_keys[key] if key is not None else {}
         part = key if "type" in entry else None
-        lr_mult = None if "lr" in entry and not part else lr_mult
+        sets_lr = "lr" in entry and not part
+        lr_mult = None if sets_lr else lr_mult
         decay_mult = None if "weight_decay" in entry and not part else decay_mult
         options = {name: value for name, value in entry.items() if name not in (*KEY_SETTINGS, "type")}
         why = {name: f"{value} (custom_keys)" for name, value in options.items()}
@@ -161,7 +162,10 @@ class DefaultOptimWrapperConstructor(Constructor):
         kinds = [of_kind.rsplit("_", 2)[0] for of_kind in (lr_mult, decay_mult) if of_kind is not None]
         kinds = list(dict.fromkeys(kinds))
         own = [] if key is None else [key]
-        label = ".".join([str(entry.get("name", name)) for name in own] + kinds) or "default"
+        # The biases of norms, beside those that bias_lr_mult is for, too.
+        decay_only = lr_mult is None and decay_mult == "bias_decay_mult" and not sets_lr
+        short = ["bias_decay"] if decay_only and "bias_lr_mult" in self.multipliers else kinds
+        label = ".".join([str(entry.get("name", name)) for name in own] + short) or "default"
         return Verdict(label, (*own, *kinds), options, why, key, part)
 
 
