@@ -48,6 +48,7 @@ def test_a_key_that_matches_nothing_is_an_error_unless_it_is_to_be_a_warning():
     assert error.value.suggestion == "head"
     (warning,) = warnings(keys(haed={"lr_mult": 2}), unmatched_keys="warn")
     assert "custom_keys.haed: matches no parameter" in warning
+    assert "unmatched_keys" not in warning
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,54 @@ def test_a_matrix_optimizer_on_embedding_and_head_is_a_warning():
         module.weight.requires_grad_(True)
     (warning,) = make_plan(model, {"type": "Muon", "lr": 0.02, "weight_decay": 0.1}).warnings
     assert warning.endswith("not for embedding and head: embedding.weight, head.weight")
+
+
+def muon_warnings(model: nn.Module) -> tuple[str, ...]:
+    for parameter in model.parameters():
+        if parameter.ndim != 2:
+            parameter.requires_grad_(False)
+    return make_plan(model, {"type": "Muon", "lr": 0.02, "weight_decay": 0.1}).warnings
+
+
+def test_a_frozen_head_is_no_reason_to_warn_of_a_hidden_matrix():
+    model = Net()
+    model.embedding.requires_grad_(False)
+    model.head.requires_grad_(False)
+    assert muon_warnings(model) == ()
+
+
+def test_a_tied_head_is_named_once_and_no_hidden_matrix_with_it():
+    model = Net()
+    model.head.weight = model.embedding.weight
+    (warning,) = muon_warnings(model)
+    assert warning.endswith("not for embedding and head: embedding.weight")
+
+
+def test_a_norm_like_module_without_decay_is_none():
+    model = Net()
+    model.block.append(ScaleNorm())
+    assert warnings({"flat_decay_mult": 0}, model=model) == []
+
+
+def test_norms_of_several_dimensions_decay_with_a_warning():
+    norms, biases = make_plan(nn.Sequential(nn.LayerNorm((2, 2)), nn.Linear(2, 2)), CFG).warnings
+    assert norms.startswith("weight decay on norms: 0.weight, 0.bias; ")
+    assert biases.startswith("weight decay on biases: 1.bias; ")
+
+
+@pytest.mark.parametrize(
+    ("module", "bias"), [(nn.MultiheadAttention(4, 2), "in_proj_bias"), (nn.LSTM(2, 2), "bias_ih_l0")]
+)
+def test_biases_of_another_name_decay_with_a_warning_that_says_what_reaches_them(module, bias):
+    (warning,) = warnings(model=module)
+    assert warning.startswith(f"weight decay on biases: {bias}")
+    assert warning.endswith("; paramwise_cfg: {flat_decay_mult: 0} leaves it off")
+    assert warnings({"flat_decay_mult": 0}, model=module) == []
+
+
+def test_the_advice_against_decay_by_default_names_what_it_needs():
+    (warning,) = make_plan(nn.Linear(2, 2), {"type": "AdamW", "lr": 1e-3}).warnings
+    assert warning.endswith("paramwise_cfg: {bias_decay_mult: 0}, beside weight_decay: 0.01, leaves it off")
 
 
 def test_a_tie_whose_names_are_treated_alike_is_none():

@@ -37,7 +37,7 @@ def lint(decisions: Decisions) -> tuple[str, ...]:
         found += [
             *_keys(decisions, decisions.constructor),
             *_norms_and_biases(decisions, decisions.constructor, decaying),
-            *_norm_likes(decisions, decisions.constructor),
+            *_norm_likes(decisions, decisions.constructor, decaying),
         ]
     return tuple(found)
 
@@ -58,10 +58,12 @@ def _keys(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterat
                     lost[key][f"{first}'s"] = None
                 decided.add(first)
     unmatched = [key for key in rules.custom_keys if key not in matched]
-    passed = {key for _, place in decisions.census.places() for key in rules.passed_over(place)}
+    places = decisions.census.places() if unmatched else ()
+    passed = {key for _, place in places for key in rules.passed_over(place)}
     errors = [_not_hidden(key) for key in unmatched if key in passed]
-    errors += _unmatched([key for key in unmatched if key not in passed], decisions.census)
-    if decisions.config.unmatched_keys == "error":
+    is_error = decisions.config.unmatched_keys == "error"
+    errors += _unmatched([key for key in unmatched if key not in passed], decisions.census, is_error)
+    if is_error:
         raise_all(errors)
     yield from map(str, errors)
     for key in rules.custom_keys:
@@ -72,12 +74,12 @@ def _keys(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterat
             yield f"{CUSTOM_KEYS}.{key}: decides nothing, since all that it matches is {what}"
 
 
-def _unmatched(keys: list[str], census: Census) -> list[ConfigError]:
+def _unmatched(keys: list[str], census: Census, is_error: bool) -> list[ConfigError]:
     if not keys:
         return []
     fqns = [place.fqn for _, place in census.places()]
     parts = {part: None for fqn in fqns for part in (*fqn.split("."), fqn.rpartition(".")[0], fqn) if part}
-    return [_unmatched_key(key, fqns, parts) for key in keys]
+    return [_unmatched_key(key, fqns, parts, is_error) for key in keys]
 
 
 def _not_hidden(key: str) -> ConfigError:
@@ -87,7 +89,7 @@ def _not_hidden(key: str) -> ConfigError:
     )
 
 
-def _unmatched_key(key: str, fqns: list[str], parts: Iterable[str]) -> ConfigError:
+def _unmatched_key(key: str, fqns: list[str], parts: Iterable[str], is_error: bool) -> ConfigError:
     bare = _WRAPPER.sub("", key)
     matches = pattern(bare) or (lambda fqn: bare in fqn)
     if bare and bare != key and any(map(matches, fqns)):
@@ -96,7 +98,8 @@ def _unmatched_key(key: str, fqns: list[str], parts: Iterable[str]) -> ConfigErr
     return ConfigError(
         f"{CUSTOM_KEYS}.{key}",
         "matches no parameter",
-        allowed="a part of a parameter's name; unmatched_keys: warn accepts keys without a match",
+        allowed="a part of a parameter's name"
+        + "; unmatched_keys: warn accepts keys without a match" * is_error,
         suggestion=next(iter(near(key, parts)), None),
     )
 
@@ -141,11 +144,15 @@ def _matrices(decisions: Decisions) -> Iterator[str]:
     """An optimizer for the matrices inside a network, given what stands at its ends."""
     if "muon" not in decisions.config.type.lower():
         return
-    last = [e.fqn for e, _ in decisions.verdicts if issubclass(e.places[0].holder.cls, nn.Linear)][-1:]
+    walk = names.visits(decisions.census.model)
+    head = next((visit.prefix for visit in reversed(walk) if isinstance(visit.module, nn.Linear)), None)
     ends = [
         entry.fqn
         for entry, verdict in decisions.verdicts
-        if issubclass(entry.places[0].holder.cls, nn.Embedding | nn.EmbeddingBag) or entry.fqn in last
+        if any(
+            issubclass(place.holder.cls, nn.Embedding | nn.EmbeddingBag) or place.holder.prefix == head
+            for place in entry.places
+        )
         if verdict.key is None  # what a custom key says of it is meant
     ]
     if ends:
@@ -164,22 +171,32 @@ def _decaying(decisions: Decisions) -> set[str]:
 def _norms_and_biases(
     decisions: Decisions, rules: DefaultOptimWrapperConstructor, decaying: set[str]
 ) -> Iterator[str]:
-    norms: list[str] = []
-    biases: list[str] = []
+    found: dict[tuple[str, str], list[str]] = {
+        ("norms", "norm_decay_mult"): [],
+        ("biases", "bias_decay_mult"): [],
+        ("biases", "flat_decay_mult"): [],  # in_proj_bias, bias_ih_l0
+    }
     for entry, _ in decisions.verdicts:
-        if entry.fqn in decaying and len(entry.shape) <= 1:
+        if entry.fqn in decaying:
+            name, ndim = entry.places[0].name, len(entry.shape)
             if rules.is_norm(entry, entry.places[0]):
-                norms.append(entry.fqn)
-            elif entry.places[0].name == "bias":
-                biases.append(entry.fqn)
-    for what, option, fqns in (("norms", "norm_decay_mult", norms), ("biases", "bias_decay_mult", biases)):
+                found["norms", "norm_decay_mult"].append(entry.fqn)
+            elif name == "bias" and ndim <= 1:
+                found["biases", "bias_decay_mult"].append(entry.fqn)
+            elif "bias" in name and ndim == 1:
+                found["biases", "flat_decay_mult"].append(entry.fqn)
+    beside = ""
+    if "weight_decay" not in decisions.config.arguments:  # which every multiplier of it needs
+        beside = f", beside weight_decay: {decisions.defaults.get('weight_decay')},"
+    for (what, option), fqns in found.items():
         if fqns and option in rules.multipliers:
             yield (
                 f"weight decay on {what}, since their custom key sets aside {option}: {listed(fqns)};"
                 " custom_keys_mode: combine keeps it"
             )
         elif fqns:
-            yield f"weight decay on {what}: {listed(fqns)}; paramwise_cfg: {{{option}: 0}} leaves it off"
+            advice = f"paramwise_cfg: {{{option}: 0}}{beside} leaves it off"
+            yield f"weight decay on {what}: {listed(fqns)}; {advice}"
 
 
 def _marked_decay(decisions: Decisions, decaying: set[str]) -> Iterator[str]:
@@ -188,16 +205,18 @@ def _marked_decay(decisions: Decisions, decaying: set[str]) -> Iterator[str]:
         yield f"weight decay on what the model's author marked _no_weight_decay: {listed(marked)}"
 
 
-def _norm_likes(decisions: Decisions, rules: DefaultOptimWrapperConstructor) -> Iterator[str]:
-    """Modules called norms that `norm_decay_mult` passes by."""
+def _norm_likes(
+    decisions: Decisions, rules: DefaultOptimWrapperConstructor, decaying: set[str]
+) -> Iterator[str]:
+    """What decays in modules called norms, that `norm_decay_mult` passes by."""
     if "norm_decay_mult" not in rules.multipliers or decisions.config.paramwise.norm_types == "mmengine":
         return
-    classes = dict.fromkeys(entry.places[0].holder.cls for entry, _ in decisions.verdicts)
-    found = {cls: list[str]() for cls in classes if "norm" in cls.__name__.lower()}
+    found: dict[type[nn.Module], list[str]] = defaultdict(list)
     for entry, _ in decisions.verdicts:
         place = entry.places[0]
-        if place.holder.cls in found and len(entry.shape) <= 1 and not rules.is_norm(entry, place):
+        is_like = "norm" in place.holder.cls.__name__.lower() and not rules.is_norm(entry, place)
+        if is_like and entry.fqn in decaying and len(entry.shape) <= 1:
             found[place.holder.cls].append(entry.fqn)
-    for cls, fqns in ((cls, fqns) for cls, fqns in found.items() if fqns):
+    for cls, fqns in found.items():
         path = f"{cls.__module__}:{cls.__qualname__}"
         yield f"{cls.__name__} is no norm for the rules: {listed(fqns)}; norm_types: [{path}] makes it one"
