@@ -46,6 +46,11 @@ class Mistyped(Constructor):
         return Verdict("all", options={"params": [], "learning_rate": 1.0})
 
 
+class Malformed(Constructor):
+    def decide(self, entry: Entry, place: Place) -> Verdict:
+        return Verdict(**{"label": "all", **self.config.paramwise.own["verdict"]})
+
+
 class PartlyBlind(Constructor):
     """Knows one name of each parameter only."""
 
@@ -208,6 +213,28 @@ def test_options_that_the_optimizer_does_not_have_are_refused():
     cfg = {**BASE, "constructor": "tests.test_constructors:Mistyped"}
     with pytest.raises(ConfigError, match=r"Mistyped\.decide gives weight options .*: params, learning_rate"):
         make_plan(nn.Linear(2, 2), cfg)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"label": 3},
+        {"label": None},
+        {"rules": "mine"},
+        {"rules": ["mine"]},
+        {"rules": (1,)},
+        {"options": None},
+        {"options": [("lr", 1.0)]},
+        {"options": {1: 1.0}},
+        {"why": "because"},
+    ],
+    ids=str,
+)
+def test_a_verdict_of_other_types_is_refused_with_what_is_wrong(wrong):
+    [name] = wrong
+    with pytest.raises(ConfigError, match=rf"Malformed\.decide gives .* whose {name} is") as caught:
+        plan("Malformed", verdict=wrong)
+    assert caught.value.key == "optimizer.constructor"
 
 
 def test_what_a_decision_on_an_alias_raises_is_said_too():

@@ -74,6 +74,18 @@ class Decisions:
         if not isinstance(verdict, Verdict):
             problem = f"{what} returned {type(verdict).__name__} for {fqn}"
             raise ConfigError(CONSTRUCTOR, problem, given=verdict, allowed="a distopt.optim.Verdict")
+        kinds = {"label": str, "rules": tuple, "options": Mapping, "why": Mapping}
+        for name, kind in kinds.items():
+            value = getattr(verdict, name)
+            if not isinstance(value, kind) or (
+                kind is not str and not all(isinstance(v, str) for v in value)
+            ):
+                raise ConfigError(
+                    CONSTRUCTOR,
+                    f"{what} gives {fqn} a Verdict whose {name} is a {type(value).__name__}",
+                    given=value,
+                    allowed={str: "a string", tuple: "a tuple of strings"}.get(kind, "a mapping by strings"),
+                )
         known = self.options if verdict.part is None else None
         unknown = [name for name in verdict.options if known is not None and name not in known]
         if unknown:
