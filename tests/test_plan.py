@@ -128,6 +128,13 @@ def test_a_tie_whose_names_the_rules_treat_differently_is_said_with_both_verdict
     assert "head.weight → default" in note
 
 
+def test_the_values_in_what_is_said_of_a_tie_are_rounded():
+    keys = {"head": {"lr_mult": 0.1}}
+    cfg = {**CFG, "lr": 3e-4, "paramwise_cfg": {"bypass_duplicate": True, "custom_keys": keys}}
+    assert 3e-4 * 0.1 != 3e-5
+    assert any("head.weight → head (lr 3e-05)" in warning for warning in make_plan(tiny(), cfg).warnings)
+
+
 def test_a_tie_broken_after_the_plan_is_an_error():
     model = tiny()
     plan = make_plan(model, CFG)

@@ -37,7 +37,8 @@ class Verdict:
 
     def __str__(self) -> str:
         """`head (lr 0.01, weight_decay 0)`."""
-        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        values = {k: f"{v:g}" if isinstance(v, float) else v for k, v in self.options.items()}
+        options = ", ".join(f"{name} {value}" for name, value in values.items())
         return f"{self.label} ({options})" if options else self.label
 
 
