@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from distopt import registry
 from distopt.errors import ConfigError
@@ -72,9 +73,10 @@ def with_fused(
     if asked or optimizer not in _FUSED:
         return dict(arguments)
     tensors = [item[1] if isinstance(item, tuple) else item for group in groups for item in group["params"]]
-    meshes = {getattr(tensor, "device_mesh", None) for tensor in tensors}
-    fits = all(t.device.type in _FUSED[optimizer] and t.is_floating_point() for t in tensors)
-    if meshes != {None}:  # DTensors
+    fits = all(device.type in _FUSED[optimizer] for device in {tensor.device for tensor in tensors})
+    fits = fits and all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors})
+    if any(issubclass(kind, DTensor) for kind in {type(tensor) for tensor in tensors}):
+        meshes = {getattr(tensor, "device_mesh", None) for tensor in tensors}
         fits = fits and len(meshes) == 1 and optimizer in _FUSED_FOR_DTENSORS
     return {**arguments, "fused": True} if fits else dict(arguments)
 
