@@ -28,15 +28,28 @@ def unwrap(module: nn.Module) -> nn.Module:
 
     Wrappers are known by the child that they alone have; only DDP's `module` is an ordinary name, so
     there the type decides, and a model's own child called `module` stays in its FQNs.
+
+    Raises:
+        ConfigError: A wrapper has parameters beside those of what it wraps.
     """
-    while len(module._modules) == 1:
-        [(name, inner)] = module._modules.items()
-        if inner is None or not (
-            name in WRAPPED_CHILD or (name == "module" and isinstance(module, _REPLICAS))
-        ):
-            break
+    while (name := _wrapped_child(module)) is not None:
+        inner = module._modules[name]
+        assert inner is not None
+        if len(module._modules) > 1 or module._parameters:
+            wrapped = set(inner.parameters())
+            beside = [fqn for fqn, p in module.named_parameters() if p not in wrapped]
+            if beside:
+                problem = f"the wrapper {type(module).__name__} has parameters of its own: {listed(beside)}"
+                raise ConfigError("model", problem, allowed="parameters inside what is wrapped")
         module = inner
     return module
+
+
+def _wrapped_child(module: nn.Module) -> str | None:
+    children = module._modules
+    if isinstance(module, _REPLICAS) and children.get("module") is not None:
+        return "module"
+    return next((name for name in WRAPPED_CHILD if children.get(name) is not None), None)
 
 
 def module_type(module: nn.Module) -> type[nn.Module]:

@@ -1,5 +1,6 @@
 """FQNs and ties, whatever wraps the model."""
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -7,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from distopt import names
+from distopt import ConfigError, names
 from tests.kit import run_distributed
 
 
@@ -56,6 +57,36 @@ def test_activation_checkpointing_leaves_the_names_alone():
     model.module[0] = checkpoint_wrapper(model.module[0])
     model.module = checkpoint_wrapper(model.module)
     assert fqns(model) == FQNS
+
+
+class Measured(DistributedDataParallel):
+    """A wrapper with a child beside the model."""
+
+    def __init__(self, model: nn.Module, further: nn.Module) -> None:
+        super().__init__(model)
+        self.further = further
+        self.part = model.module  # the model's own
+
+
+def _fqns_beside_a_further_child() -> tuple[list[str], list[str], str]:
+    checkpointed = checkpoint_wrapper(Net())
+    checkpointed.further = nn.Identity()
+    with pytest.raises(ConfigError) as error:
+        fqns(Measured(Net(), nn.Linear(1, 1)))
+    return fqns(Measured(Net(), nn.Identity())), fqns(checkpointed), error.value.problem
+
+
+def test_a_wrapper_may_have_children_of_its_own_without_parameters():
+    for ddp, checkpointed, refusal in run_distributed(_fqns_beside_a_further_child):
+        assert ddp == checkpointed == FQNS
+        assert refusal == "the wrapper Measured has parameters of its own: further.weight, further.bias"
+
+
+def test_children_that_are_none_or_empty_are_no_wrappers():
+    model = nn.Module()
+    model.register_module("_orig_mod", None)
+    model.layers = nn.ModuleList()
+    assert names.unwrap(model) is model
 
 
 def _fqns_under_ddp_and_fsdp() -> tuple[list[str], list[str], list[tuple[str, ...]], list[str]]:
