@@ -31,7 +31,7 @@ def _save(path: Path) -> None:
 
 def _load_error(path: Path) -> str:
     with pytest.raises(ConfigError) as error:
-        load(path, *_make(), optimizer_type="SGD")
+        load(path, *_make(), optimizers={})
     return str(error.value)
 
 
