@@ -245,7 +245,7 @@ class Runner:
             "step": self.step,
             "epoch": self.batches.epoch,
             "loss": loss,
-            "lr": {group["name"]: float(group["lr"]) for group in groups},
+            "lr": {g["name"]: float(g["lr"]) for g in groups if g.get("lr") is not None},
             "weight_decay": {g["name"]: g["weight_decay"] for g in groups if "weight_decay" in g},
             "grad_norm": None if grad_norm is None else float(grad_norm),
             "perf": self.throughput.measure(self.step),

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from distopt import ConfigError, Runner, build_optimizer, build_schedule, load_config, make_plan
+from distopt import ConfigError, Runner, build_optimizer, build_schedule, load_config, make_plan, parallel
 from distopt.cli import main
+from distopt.config import OptimizerConfig, validate
 from distopt.models import ByteGPT
+from distopt.optim import Configured, Constructor, Verdict
 from tests.kit import run_distributed
 from tests.runs import losses, rows, train, write_config
 
@@ -256,3 +258,84 @@ def test_the_table_of_groups_says_which_optimizer_steps_each(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "blocks, Muon" in printed
     assert "base values, AdamW" in printed
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4, 4)
+        self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
+
+
+def test_all_heads_of_a_list_stay_with_the_main_optimizer():
+    assert members(with_keys({"glob:*": MUON}), Heads())["muon"] == ["hidden.weight"]
+
+
+def test_it_can_be_copied_with_its_state():
+    model = tiny()
+    optimizer = build_optimizer(model, CFG)
+    _steps(model, [optimizer], 1)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    _steps(model, [optimizer], 1)
+    _steps(twin_model, [twin], 1)
+    for one, other in zip(model.parameters(), twin_model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_group_that_no_part_would_step_cannot_be_added():
+    optimizer = build_optimizer(tiny(), CFG)
+    with pytest.raises(RuntimeError, match="of their plan"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "name": "new"})
+
+
+def test_eta_min_is_relative_to_the_sections_lr_where_parts_take_everything():
+    optimizer = build_optimizer(tiny(), with_keys({"glob:*": {"type": "SGD", "lr": 0.1}}))
+    cfg = {"type": "CosineAnnealingLR", "by_epoch": False, "T_max": 10, "end": 11, "eta_min": 1e-3}
+    build_schedule(optimizer, cfg).apply(10)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01])
+
+
+def test_layer_wise_decay_reaches_the_lr_of_a_part():
+    cfg = with_keys({"blocks": MUON}, layer_decay_rate=0.5)
+    cfg["constructor"] = "LearningRateDecayOptimWrapperConstructor"
+    lrs = {g.name: g.options["lr"] for g in make_plan(tiny(), cfg).groups if g.part}
+    assert lrs == {"layer1.muon": 0.02 * 0.25, "layer2.muon": 0.02 * 0.5}
+
+
+class Splitting(Constructor):
+    """Gives embeddings to the optimizer of a key, with the values that all others have."""
+
+    part = "embedding"
+
+    def decide(self, entry, place):
+        part = self.part if "embedding" in place.fqn else None
+        return Verdict("all", (), {"lr": 0.1, "weight_decay": 0.0}, part=part)
+
+
+class Misnaming(Splitting):
+    part = "nothing"
+
+
+def test_parameters_of_different_optimizers_are_never_one_group():
+    cfg = {**with_keys({"embedding": {"type": "SGD"}}), "constructor": f"{__name__}:Splitting"}
+    assert sorted(group.optimizer for group in make_plan(tiny(), cfg).groups) == ["AdamW", "SGD"]
+
+
+def test_a_constructor_that_names_an_optimizer_there_is_not_is_told_so():
+    cfg = {**with_keys({"embedding": {"type": "SGD"}}), "constructor": f"{__name__}:Misnaming"}
+    with pytest.raises(ConfigError, match="an optimizer that no custom key names"):
+        make_plan(tiny(), cfg)
+
+
+def _refusal_of_a_part() -> str:
+    model = tiny()
+    cfg = with_keys({"positions": {"type": "Rprop"}})
+    groups = Configured(model, validate(OptimizerConfig, cfg))
+    with pytest.raises(ConfigError) as caught:
+        groups.bind(parallel.wrap(model, "fsdp", torch.device("cpu")))
+    return caught.value.key
+
+
+def test_of_parts_the_one_that_cannot_step_sharded_parameters_is_named():
+    key = "optimizer.paramwise_cfg.custom_keys.positions.type"
+    assert run_distributed(_refusal_of_a_part) == [key] * 2

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distopt import ConfigError, make_plan, parallel
+from distopt import ConfigError, build_optimizer, make_plan, parallel
 from distopt.config import OptimizerConfig, validate
 from distopt.optim import Configured
 from distopt.registry.names import short_names
@@ -99,3 +99,19 @@ def test_what_cannot_train_is_refused_with_the_reason(name, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         make_plan(_net(name), {"type": name, "lr": 0.01})
     assert caught.value.key == "optimizer.type"
+
+
+def test_the_fused_kernel_is_not_taken_for_memory_with_gaps():
+    whole = torch.zeros(4, 8)
+    module = nn.Module()
+    module.weight = nn.Parameter(whole[:, :4])
+    optimizer = build_optimizer(module, {"type": "AdamW", "lr": 0.5})
+    module.weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert torch.equal(whole[:, 4:], torch.zeros(4, 4))  # the kernel would have written there
+
+
+@pytest.mark.parametrize("asked", [{}, {"foreach": True}, {"fused": False}])
+def test_the_fused_kernel_is_taken_where_nothing_else_is_asked_for(asked):
+    optimizer = build_optimizer(_net("AdamW"), {"type": "AdamW", "lr": 0.5, **asked})
+    assert bool(optimizer.param_groups[0]["fused"]) == (not asked)

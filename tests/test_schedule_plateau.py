@@ -148,9 +148,9 @@ def test_the_state_is_plain_data():
     schedule = build_schedule(optimizer(*LRS), [entry("ConstantLR"), plateau()])
     schedule.observe({"val/loss": torch.tensor(0.5)})
     state = schedule.state_dict()
-    assert list(state) == ["param_scheduler.1"]
+    assert list(state) == ["lr by val/loss"]
     assert json.loads(json.dumps(state)) == state
-    assert type(state["param_scheduler.1"]["best"]) is float
+    assert type(state["lr by val/loss"]["best"]) is float
 
 
 def test_a_schedule_without_plateau_has_no_state():
@@ -288,3 +288,25 @@ def test_a_wrong_argument_is_refused_by_name(wrong):
     with pytest.raises(ConfigError) as error:
         build_schedule(optimizer(*LRS), plateau(**wrong))
     assert error.value.key.startswith(f"param_scheduler.0.{name}")
+
+
+def test_the_state_is_found_again_where_the_entry_stands_elsewhere_in_the_list():
+    plateau = entry("ReduceOnPlateauLR", factor=0.5, patience=0)
+    before = build_schedule(optimizer(), [entry("LinearLR", end=2), plateau])
+    for loss in (1.0, 1.0):
+        before.observe({"loss": loss})
+    opt = optimizer()
+    after = build_schedule(opt, [plateau])
+    after.load_state_dict(before.state_dict())
+    after.apply(5)
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_an_evaluation_after_the_last_step_counts_for_a_run_that_is_made_longer():
+    opt = optimizer()
+    schedule = build_schedule(opt, entry("ReduceOnPlateauLR", factor=0.5, patience=0), max_steps=8)
+    for _ in range(2):
+        schedule.apply(7)
+        schedule.observe({"loss": 1.0})
+    schedule.apply(8)
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.05)

@@ -37,6 +37,13 @@ def check_steps_once(optimizer: Callable[..., Any], type_: str, key: str) -> Non
         raise ConfigError(key, problem, given=type_, allowed="an optimizer that steps once")
 
 
+def defaults_of(optimizer: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group has that gives nothing itself: the arguments, else the defaults of the signature."""
+    parameters = inspect.signature(optimizer).parameters.values()
+    own = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**own, **arguments}
+
+
 def options_of(optimizer: Callable[..., Any]) -> tuple[str, ...] | None:
     """What a group of this optimizer can have; None where its signature does not tell."""
     parameters = inspect.signature(optimizer).parameters.values()
@@ -56,10 +63,11 @@ def own_default(type_: str, option: str) -> Any:
 def with_fused(
     optimizer: Callable[..., Any], arguments: Mapping[str, Any], params: Sequence[Any]
 ) -> dict[str, Any]:
-    """The arguments, and `fused: true` where torch has such a kernel and nothing else was asked for.
+    """The arguments, and `fused: true` for Adam and AdamW where no implementation was asked for.
 
-    It is the fastest of torch's implementations on every device; torch itself takes it only when told to.
-    It takes no mixture of DTensors and plain tensors, as tensor parallelism leaves.
+    The fused kernel is the fastest on every device; torch takes it only when told to. It reads memory without
+    regard to strides, and takes no mixture of DTensors and plain tensors, as tensor parallelism leaves. Those
+    of SGD and Adagrad take no sparse gradients, and no DTensors: they are for the user to ask for.
 
     Args:
         optimizer: The class.
@@ -70,23 +78,20 @@ def with_fused(
     asked = {
         name for given in (arguments, *groups) for name in _IMPLEMENTATIONS if given.get(name) is not None
     }
-    if asked or optimizer not in _FUSED:
+    if asked or optimizer not in (torch.optim.Adam, torch.optim.AdamW):
         return dict(arguments)
     tensors = [item[1] if isinstance(item, tuple) else item for group in groups for item in group["params"]]
-    fits = all(device.type in _FUSED[optimizer] for device in {tensor.device for tensor in tensors})
+    fits = all(device.type in ("cpu", "cuda") for device in {tensor.device for tensor in tensors})
     fits = fits and all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors})
+    fits = fits and all(map(_is_dense, tensors))
     if any(issubclass(kind, DTensor) for kind in {type(tensor) for tensor in tensors}):
-        meshes = {getattr(tensor, "device_mesh", None) for tensor in tensors}
-        fits = fits and len(meshes) == 1 and optimizer in _FUSED_FOR_DTENSORS
+        fits = fits and len({getattr(tensor, "device_mesh", None) for tensor in tensors}) == 1
     return {**arguments, "fused": True} if fits else dict(arguments)
 
 
+def _is_dense(tensor: torch.Tensor) -> bool:
+    channels_last = torch.channels_last
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=channels_last))
+
+
 _IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
-_FUSED = {
-    torch.optim.Adam: ("cpu", "cuda"),
-    torch.optim.AdamW: ("cpu", "cuda"),
-    torch.optim.SGD: ("cpu", "cuda"),
-    torch.optim.Adagrad: ("cpu",),
-}
-"""The classes of torch's that have a fused kernel → the devices that it is for."""
-_FUSED_FOR_DTENSORS = (torch.optim.Adam, torch.optim.AdamW)

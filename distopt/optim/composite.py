@@ -20,7 +20,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
     Args:
         parts: Each over other parameters; their groups have a `name`.
         order: The names of all groups, in the order in which `param_groups` is to have them.
-        defaults: What an absolute `eta_min` of a schedule is relative to: those of the main part.
+        defaults: What an absolute `eta_min` of a schedule is relative to: those of the main optimizer.
     """
 
     def __init__(
@@ -33,6 +33,13 @@ class CompositeOptimizer(torch.optim.Optimizer):
         for part in parts:
             self.state.update(part.state)  # Adagrad has one from the beginning
         self._share()
+        self._is_complete = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: no part would step the group. Plan it, by a custom key."""
+        if hasattr(self, "_is_complete"):
+            raise RuntimeError("the groups of several optimizers are those of their plan")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -54,6 +61,10 @@ class CompositeOptimizer(torch.optim.Optimizer):
         """See `evaluating`."""
         for part in self.parts:
             set_mode(part, "eval")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {**super().__getstate__(), "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called by `load_state_dict`, with new groups and new state."""

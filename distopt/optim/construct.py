@@ -10,7 +10,7 @@ import torch
 from distopt import registry
 from distopt.config import Component, OptimizerConfig
 from distopt.errors import ConfigError
-from distopt.optim.arguments import with_fused
+from distopt.optim.arguments import defaults_of, with_fused
 from distopt.optim.composite import CompositeOptimizer
 from distopt.optim.plan import Group, Plan
 from distopt.optim.rules import CUSTOM_KEYS
@@ -24,10 +24,11 @@ def assemble(
     for group, live in zip(plan.groups, param_groups, strict=True):
         of_part.setdefault(group.part, []).append(live)
     parts = [construct(config, part, groups) for part, groups in of_part.items()]
-    if len(parts) == 1:
+    if list(of_part) == [None]:
         return parts[0]
-    main = parts[list(of_part).index(None)] if None in of_part else parts[0]
-    return CompositeOptimizer(parts, [group["name"] for group in param_groups], defaults=main.defaults)
+    optimizer = registry.resolve(config.type, "optimizer", "optimizer.type")
+    order = [group["name"] for group in param_groups]
+    return CompositeOptimizer(parts, order, defaults=defaults_of(optimizer, config.arguments))
 
 
 def construct(
@@ -37,9 +38,7 @@ def construct(
     tried: Group | None = None,
 ) -> torch.optim.Optimizer:
     """The section's optimizer, or that of one of its custom keys."""
-    key, component = "optimizer", Component(type=config.type, **config.arguments)
-    if part is not None:
-        key, component = f"{CUSTOM_KEYS}.{part}", config.paramwise.parts[part]
+    key, component = component_of(config, part)
     optimizer = registry.resolve(component.type, "optimizer", f"{key}.type")
     arguments = {**component.arguments, **(tried.options if tried else {})}
     try:
@@ -52,3 +51,10 @@ def construct(
         if group.get("capturable"):  # a CUDA graph reads lr where it was when the graph was captured
             group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
     return built
+
+
+def component_of(config: OptimizerConfig, part: str | None) -> tuple[str, Component]:
+    """The section's optimizer, or a custom key's, with the place where it stands in the config."""
+    if part is None:
+        return "optimizer", Component(type=config.type, **config.arguments)
+    return f"{CUSTOM_KEYS}.{part}", config.paramwise.parts[part]

@@ -86,6 +86,10 @@ class Decisions:
                     given=value,
                     allowed={str: "a string", tuple: "a tuple of strings"}.get(kind, "a mapping by strings"),
                 )
+        parts = self.config.paramwise.parts
+        if verdict.part is not None and verdict.part not in parts:
+            problem = f"{what} gives {fqn} to an optimizer that no custom key names"
+            raise ConfigError(CONSTRUCTOR, problem, given=verdict.part, allowed=list(parts) or "none")
         known = self.options if verdict.part is None else None
         unknown = [name for name in verdict.options if known is not None and name not in known]
         if unknown:

@@ -19,13 +19,10 @@ def hidden_matrices(census: Census, is_norm: Callable[[Entry, Place], bool]) -> 
     """Every name of the weights of two dimensions inside the repeated blocks of the model.
 
     Not those of norms and embeddings. In a model without repeated blocks: all such weights but the last
-    linear one, which is the head.
+    linear one, which is the head, and its siblings in a list of heads.
     """
     blocks = tuple(visit.prefix for visit in find_blocks(census.model))
-    linear = [
-        e for e, place in census.places() if len(e.shape) == 2 and issubclass(place.holder.cls, nn.Linear)
-    ]
-    head = linear[-1:] if not blocks else []
+    heads = set() if blocks else _heads(census)
 
     def is_hidden(entry: Entry, place: Place) -> bool:
         return (
@@ -38,6 +35,22 @@ def hidden_matrices(census: Census, is_norm: Callable[[Entry, Place], bool]) -> 
     return frozenset(
         place.fqn
         for entry in census.entries
-        if len(entry.shape) == 2 and entry not in head and all(is_hidden(entry, p) for p in entry.places)
+        if len(entry.shape) == 2 and entry.fqn not in heads and all(is_hidden(entry, p) for p in entry.places)
         for place in entry.places
     )
+
+
+def _heads(census: Census) -> set[str]:
+    """The FQNs of the last linear weight and, where it stands in a list or mapping, of those beside it."""
+    linear = [
+        (entry, place)
+        for entry, place in census.places()
+        if len(entry.shape) == 2 and issubclass(place.holder.cls, nn.Linear)
+    ]
+    if not linear:
+        return set()
+    entry, last = linear[-1]
+    above = last.holder.path.rpartition(".")[0]
+    in_list = last.holder.parent is not None and issubclass(last.holder.parent, nn.ModuleList | nn.ModuleDict)
+    beside = {e.fqn for e, place in linear if in_list and place.holder.path.rpartition(".")[0] == above}
+    return {entry.fqn, *beside}

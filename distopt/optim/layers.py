@@ -45,7 +45,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def decide(self, entry: Entry, place: Place) -> Verdict:
         verdict = super().decide(entry, place)
-        if verdict.key is not None and "lr" in self.custom_keys[verdict.key]:
+        if verdict.key is not None and verdict.part is None and "lr" in self.custom_keys[verdict.key]:
             return verdict
         case = verdict, self.depths[place.fqn]
         if case not in self._of_layer:

@@ -110,11 +110,11 @@ def merge(
         optimizers: `Verdict.part` → the type of that optimizer.
     """
     first: dict[Verdict, Verdict] = {}  # a verdict → the first that says the same
-    alike: dict[tuple[str, tuple[str, ...]], list[Verdict]] = {}
+    alike: dict[tuple[str, tuple[str, ...], str | None], list[Verdict]] = {}
     merged: dict[Verdict, list[Entry]] = {}
     for entry, verdict in decided:
         if verdict not in first:
-            others = alike.setdefault((verdict.label, verdict.rules), [])
+            others = alike.setdefault((verdict.label, verdict.rules, verdict.part), [])
             options = verdict.over(defaults)
             same = (other for other in others if other.over(defaults) == options)
             first[verdict] = next(same, verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from distopt.config import OptimizerConfig
 from distopt.errors import ConfigError, describe
-from distopt.optim.construct import assemble, construct
+from distopt.optim.construct import assemble, component_of, construct
 from distopt.optim.modes import set_mode
 from distopt.optim.plan import Group, Plan
 
@@ -32,7 +33,8 @@ def try_optimizer(plan: Plan, config: OptimizerConfig) -> torch.optim.Optimizer:
     for group in plan.groups:
         # As arguments, for the class checks only those: what stands in a group it takes as it is.
         construct(config, group.part, stand_ins[group.name], tried=group)
-    return _with_groups(plan, config, lambda group: stand_ins[group.name])
+    groups = [{"params": stand_ins[g.name], "name": g.name, **g.options} for g in plan.groups]
+    return assemble(config, plan, groups)
 
 
 def try_sharded(plan: Plan, config: OptimizerConfig, optimizer: torch.optim.Optimizer) -> None:
@@ -56,18 +58,28 @@ def try_sharded(plan: Plan, config: OptimizerConfig, optimizer: torch.optim.Opti
             param.grad = torch.ones_like(param)
         return params
 
-    try:
-        trial = _with_groups(plan, config, stand_ins)
-        set_mode(trial, "train")
-        trial.step()
-    except Exception as error:
-        allowed = "strategy: ddp; or another optimizer"
-        problem = f"cannot step sharded parameters: {describe(error)}"
-        raise ConfigError("optimizer.type", problem, given=config.type, allowed=allowed) from error
+    for part in dict.fromkeys(group.part for group in plan.groups):
+        try:
+            trial = construct(config, part, _param_groups(plan, stand_ins, part))
+            set_mode(trial, "train")
+            trial.step()
+        except ConfigError:
+            raise
+        except Exception as error:
+            key, component = component_of(config, part)
+            raise ConfigError(
+                f"{key}.type",
+                f"cannot step sharded parameters: {describe(error)}",
+                given=component.type,
+                allowed="strategy: ddp; or another optimizer",
+            ) from error
 
 
-def _with_groups(
-    plan: Plan, config: OptimizerConfig, params: Callable[[Group], Sequence[torch.Tensor]]
-) -> torch.optim.Optimizer:
-    groups = [{"params": params(group), "name": group.name, **group.options} for group in plan.groups]
-    return assemble(config, plan, groups)
+def _param_groups(
+    plan: Plan, params: Callable[[Group], Sequence[torch.Tensor]], part: str | None
+) -> list[dict[str, Any]]:
+    return [
+        {"params": params(group), "name": group.name, **group.options}
+        for group in plan.groups
+        if group.part == part
+    ]

@@ -15,7 +15,7 @@ from distopt.optim.census import Census, Entry, Place
 class Verdict:
     """What was decided for a parameter, by which rules, and how.
 
-    Parameters with verdicts of the same label, rules and options are one group.
+    Parameters with verdicts of the same label, rules, options and part are one group.
     """
 
     label: str

@@ -20,6 +20,7 @@ class ReduceOnPlateau(Shape):
     """Times `factor` where `monitor` has not improved in more than `patience` evaluations."""
 
     bound = "min_value"
+    open_ended = True
 
     monitor: Annotated[str, Field(min_length=1)] = "loss"
     rule: Literal["less", "greater"] = "less"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,14 +97,22 @@ class Schedule:
             reductions.check(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, by entry: `{"param_scheduler.1": {"best": 0.3, …}}`. Empty without plateau entries."""
-        return {reductions.window.key: reductions.state_dict() for reductions in self._reductions}
+        """Plain data: `{"lr by accuracy": {"best": 0.3, …}}`. Empty without plateau entries."""
+        return {name: reductions.state_dict() for name, reductions in self._by_name()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave, of the entries that are still there."""
+        for name, reductions in self._by_name():
+            if name in state:
+                reductions.load_state_dict(state[name])
+
+    def _by_name(self) -> Iterator[tuple[str, Reductions]]:
+        """The plateau entries by what they do, since the place in the list may have changed on a resume."""
+        seen: Counter[str] = Counter()
         for reductions in self._reductions:
-            if reductions.window.key in state:
-                reductions.load_state_dict(state[reductions.window.key])
+            name = f"{reductions.window.param} by {reductions.rule.monitor}"
+            seen[name] += 1
+            yield name if seen[name] == 1 else f"{name} {seen[name]}", reductions
 
 
 def _set(group: dict[str, Any], param: str, value: float) -> None:

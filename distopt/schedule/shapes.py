@@ -30,6 +30,8 @@ class Shape(Section):
 
     bound: ClassVar[str | None] = None
     """The argument that is a value of the option itself and no factor, such as `eta_min`."""
+    open_ended: ClassVar[bool] = False
+    """Whether it goes on where the run may be made longer, rather than end where the run does."""
     lengths: ClassVar[tuple[str, ...]] = ()
     """The arguments that are numbers of steps, or of epochs."""
 

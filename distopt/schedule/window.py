@@ -95,7 +95,7 @@ def make_window(
     if end is not None and end < begin:
         raise ConfigError(f"{key}.end", f"is not after begin ({begin})", given=config.end)
     last = math.inf if end is None else float(end)
-    if end is None and max_steps is not None:
+    if end is None and max_steps is not None and not shape.open_ended:
         # A run that is cut short before `begin` (a trial of few steps) is no mistake either.
         last = max(max_steps / clock, begin + 1)
     shape.check(key, last - begin - 1)
