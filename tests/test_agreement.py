@@ -20,6 +20,8 @@ def net(width: int = 4) -> nn.Module:
 
 def _outcome(odd: str | None) -> str:
     model, cfg = net(), CFG
+    if odd == "frozen shape":
+        model = nn.Sequential(*net(), nn.Linear(2, 4).requires_grad_(False))
     if dist.get_rank() == 2:
         if odd == "options":
             cfg = {**CFG, "paramwise_cfg": {"norm_decay_mult": 0.5}}
@@ -27,6 +29,8 @@ def _outcome(odd: str | None) -> str:
             model = net(width=5)
         elif odd == "frozen":
             model[0].weight.requires_grad_(False)
+        elif odd == "frozen shape":
+            model = nn.Sequential(*net(), nn.Linear(2, 5).requires_grad_(False))
         elif odd == "missing":
             model[2].bias = None
         elif odd == "optimizer":
@@ -93,6 +97,7 @@ def test_ranks_with_the_same_plan_agree():
         ("order", ["parameter 1 of the plan is 0.weight on rank 0, but 0.bias on rank 2"]),
         ("shape", ["0.weight is default (", "shape [4, 3]", "shape [5, 3]"]),
         ("frozen", ["0.weight is default (", "frozen on rank 2"]),
+        ("frozen shape", ["3.weight is frozen (shape [4, 2]) on rank 0", "frozen (shape [5, 2]) on rank 2"]),
         ("missing", ["2.bias is default (", "no such parameter on rank 2"]),
         ("optimizer", ["the optimizer is SGD on rank 0, but AdamW on rank 2"]),
     ],

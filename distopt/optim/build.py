@@ -37,7 +37,8 @@ def make_plan(model: nn.Module, cfg: Mapping[str, Any] | OptimizerConfig) -> Pla
         return Plan(
             optimizer=config.type,
             groups=decisions.groups,
-            frozen=tuple(entry.fqn for entry in decisions.census.entries if not entry.requires_grad),
+            frozen=tuple(entry.fqn for entry in decisions.census.frozen),
+            frozen_shapes={entry.fqn: entry.shape for entry in decisions.census.frozen},
             ties=tuple(decisions.census.ties),
             warnings=lint(decisions),
         )
