@@ -96,7 +96,7 @@ def test_ranks_with_the_same_plan_agree():
         ("rules", ["0.bias is default (", "0.bias is", "flat (", "by flat"]),
         ("order", ["parameter 1 of the plan is 0.weight on rank 0, but 0.bias on rank 2"]),
         ("shape", ["0.weight is default (", "shape [4, 3]", "shape [5, 3]"]),
-        ("frozen", ["0.weight is default (", "frozen on rank 2"]),
+        ("frozen", ["0.weight is default (", "frozen (shape [4, 3]) on rank 2"]),
         ("frozen shape", ["3.weight is frozen (shape [4, 2]) on rank 0", "frozen (shape [5, 2]) on rank 2"]),
         ("missing", ["2.bias is default (", "no such parameter on rank 2"]),
         ("optimizer", ["the optimizer is SGD on rank 0, but AdamW on rank 2"]),
