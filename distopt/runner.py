@@ -206,6 +206,7 @@ class Runner:
             self.batches.load_state_dict(progress.data)
             names.check_ties(self.wrapped, self.plan.ties, after="the resume")
         self.callbacks.on_start(self)
+        state.check_others(self._others())
         if checkpoint is not None:
             self._load_others(state.load_others(checkpoint, self._others()))
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distopt import parallel
+from distopt import ConfigError, parallel
 from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
@@ -154,3 +154,14 @@ def test_training_steps_are_those_of_one_process(strategy):
     [expected] = run_distributed(_train, "single", world=1)
     for state in run_distributed(_train, strategy):
         torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+
+
+class Activated(nn.BatchNorm1d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_subclass_that_computes_something_else_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(2, 2), Activated(2))
+    with pytest.raises(ConfigError, match=r"1 is a Activated, with a forward of its own"):
+        parallel.sync_batchnorm(model, torch.device("cpu"))

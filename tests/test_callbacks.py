@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distopt import ConfigError, Runner, load_config
+from distopt.callbacks import Callback
 from tests.components import Recorder, StopOnOneRank
 from tests.kit import run_distributed
 from tests.runs import CONFIG, rows, status, train_alone, write_config
@@ -166,3 +167,27 @@ def test_a_state_that_is_made_in_the_first_step_comes_back_too(tmp_path):
     run_distributed(resume_lazily, write_config(tmp_path, max_steps=5))
     path = write_config(tmp_path, max_steps=7)
     assert run_distributed(resume_lazily, path) == [(7, [7.0, 7.0])] * 2
+
+
+class Saving(Callback):
+    """Has the state that it is given."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [(None, "no mapping"), ([1], "no mapping"), ({1: 2}, "not all text")]
+)
+def test_a_state_that_cannot_be_saved_is_told_before_the_first_step(tmp_path, state, reason):
+    with pytest.raises(ConfigError, match=reason):
+        train_with(write_config(tmp_path), Saving(state))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_may_hold_what_is_no_number(tmp_path):
+    train_with(write_config(tmp_path, max_steps=1), Saving({"best": float("nan")}))
+    assert status(tmp_path / "run")["state"] == "done"

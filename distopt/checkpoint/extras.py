@@ -39,11 +39,16 @@ def values_of(states: States) -> str:
     """
     for owner, state in states.items():
         try:
-            if json.loads(json.dumps(_without_tensors(state))) != _without_tensors(state):
+            if not isinstance(state, Mapping):
+                raise TypeError(f"it is a {type(state).__name__}, and no mapping")
+            plain = _without_tensors(state)
+            read = json.loads(json.dumps(plain))
+            if read != plain and repr(read) != repr(plain):  # NaN, which never equals itself, reads the same
                 raise TypeError("its keys are not all text, or a tuple is in it")
         except (TypeError, ValueError) as error:
             problem = f"the state_dict of {owner} cannot be saved: {error}"
-            raise ConfigError("callbacks", problem, allowed="plain data and tensors") from None
+            key = owner if owner.startswith("callbacks") else "callbacks"
+            raise ConfigError(key, problem, allowed="plain data and tensors") from None
     return json.dumps({owner: _without_tensors(state) for owner, state in states.items()})
 
 

@@ -160,6 +160,11 @@ def load_others(directory: Path, here: extras.States) -> extras.States:
     return found
 
 
+def check_others(others: extras.States) -> None:
+    """Raises ConfigError for what `save` could not write, hours before it would."""
+    extras.values_of(others)
+
+
 def _read(state: dict[str, Any], reader: TensorReader, directory: Path) -> None:
     """Reads into the tensors of `state`."""
     try:

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distopt.errors import ConfigError
+
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """Makes every BatchNorm of a model one over the samples of all ranks; to be called before wrapping.
@@ -21,7 +23,17 @@ def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
     Returns:
         `model`, or what is to be used in its place where it is a BatchNorm itself.
+
+    Raises:
+        ConfigError: A subclass of BatchNorm computes something else.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and type(module).forward not in _KNOWN_FORWARDS:
+            cls = type(module).__name__
+            problem = f"{name or 'the model'} is a {cls}, with a forward of its own that this would replace"
+            raise ConfigError(
+                "sync_batchnorm", problem, given=True, allowed="false, or torch's own BatchNorm"
+            )
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return, no-untyped-call]
     for module in model.modules():
@@ -104,3 +116,6 @@ class _Gather(torch.autograd.Function):
         total = gradient.clone()
         dist.all_reduce(total)
         return total[dist.get_rank()]
+
+
+_KNOWN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
