@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distopt import ConfigError, Runner, load_config
-from distopt.callbacks import Callback
+from distopt.callbacks import Callback, EarlyStop
 from tests.components import Recorder, StopOnOneRank
 from tests.kit import run_distributed
 from tests.runs import CONFIG, rows, status, train_alone, write_config
@@ -104,6 +106,13 @@ def test_early_stop_goes_on_counting_after_a_resume(tmp_path):
     train_alone(write_config(tmp_path, max_steps=6, **changes))
     train_alone(write_config(tmp_path, **changes))
     assert status(tmp_path / "run")["step"] == 10
+
+
+def test_early_stop_of_a_metric_that_was_never_a_number_says_so():
+    run = SimpleNamespace(metrics={"loss": False}, reasons=[])
+    run.stop = run.reasons.append
+    EarlyStop(patience=1).on_eval(run, {"eval": {"loss": math.nan}})
+    assert run.reasons == ["loss was never a number in 1 evaluations"]
 
 
 def test_early_stop_lets_a_run_that_improves_go_on(tmp_path):

@@ -58,7 +58,8 @@ class EarlyStop(Callback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            run.stop(f"{self.metric} has not improved on {self.best:#.5g} in {self.waited} evaluations")
+            what = "was never a number" if self.best is None else f"has not improved on {self.best:#.5g}"
+            run.stop(f"{self.metric} {what} in {self.waited} evaluations")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
