@@ -277,6 +277,7 @@ def test_a_dataset_that_gives_many_items_at_once_is_asked_for_them_at_once():
     assert evaluated.batch.tolist() == [0, 10, 20]
 
 
-@pytest.mark.parametrize(("count", "expected"), [(10, [0, 1]), (1, [0])])
-def test_the_first_batch_is_that_of_the_first_two_samples(count, expected):
-    assert TrainLoader(Numbers(count), layout(1)).first_batch().tolist() == expected
+@pytest.mark.parametrize(("size", "expected"), [(1, [0]), (3, [0, 1, 2])])
+def test_the_first_batch_is_as_large_as_a_micro_batch(size, expected):
+    loader = TrainLoader(Numbers(10), layout(6, micro_batch_size=size))
+    assert loader.first_batch().tolist() == expected

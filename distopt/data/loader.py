@@ -99,14 +99,14 @@ class TrainLoader:
             yield step
 
     def first_batch(self) -> Any | None:
-        """The first two samples as a batch, not on the device; None for a stream.
+        """The first samples, as many as in a micro-batch, as a batch, not on the device; None for a stream.
 
         Raises:
             ConfigError: The dataset or the collate raised.
         """
         if self._streams:
             return None
-        ids = range(min(2, len(self._dataset)))
+        ids = range(min(self._layout.micro_batch_size, len(self._dataset)))
         samples = MapReader(self._dataset, "data.train").samples(ids)
         return make_batch(samples, ids, self._collate, "data.train")
 
