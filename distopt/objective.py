@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -106,9 +107,20 @@ class Objective:
     def _checked(self, output: Any, fields: Mapping[str, Any]) -> Tensor:
         loss = fields.get("loss", output)
         is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
-        if is_scalar and (loss.requires_grad or not torch.is_grad_enabled()):
-            return loss  # type: ignore[no-any-return]
         returned_by = names.unwrap(self.model) if self.loss is None else self.loss
+        key = "model" if self.loss is None else "loss"
+        if is_scalar and (loss.requires_grad or not torch.is_grad_enabled()):
+            items = fields.get("num_items")
+            if not (
+                items is None or isinstance(items, Real) or (isinstance(items, Tensor) and not items.ndim)
+            ):
+                raise ConfigError(
+                    key,
+                    f"{_name(returned_by)} returned a num_items that is no single number",
+                    given=_describe(items, None),
+                    allowed="a number or a 0-dimensional tensor",
+                )
+            return loss  # type: ignore[no-any-return]
         problem = f"{_name(returned_by)} returned no scalar loss"
         if is_scalar:
             problem = (
@@ -117,7 +129,6 @@ class Objective:
         allowed = "a 0-dimensional tensor, or a mapping or object with such a `loss`"
         if self.loss is None:
             allowed += "; or `loss: {type: …}`, to be called with the output and the batch's target"
-        key = "model" if self.loss is None else "loss"
         raise ConfigError(key, problem, given=_describe(output, loss), allowed=allowed)
 
 

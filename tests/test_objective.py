@@ -156,3 +156,13 @@ def test_a_batch_that_forward_does_not_take_names_both(batch, given):
 def test_a_loss_without_a_target_in_the_batch_is_refused(batch):
     with pytest.raises(ConfigError, match=r"^loss: .*the batch has no target"):
         Objective(Net(), cross_entropy)(batch)
+
+
+@pytest.mark.parametrize("items", [torch.ones(4), "4", [4]], ids=repr)
+def test_a_num_items_that_is_no_single_number_is_refused(items):
+    returned = {"num_items": items}
+    problem = "returned a num_items that is no single number"
+    with pytest.raises(ConfigError, match=rf"^model: Net.forward {problem}"):
+        Objective(Net(lambda logits: {"loss": logits.sum()} | returned))(IMAGES)
+    with pytest.raises(ConfigError, match=rf"^loss: .* {problem}"):
+        Objective(Net(), lambda output, target: {"loss": output.sum()} | returned)((IMAGES, LABELS))
