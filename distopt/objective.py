@@ -161,12 +161,17 @@ def check_call(model: nn.Module, arguments: Sequence[Any], keywords: Mapping[str
 def _fields(output: Any) -> Mapping[str, Any]:
     """What was returned, by name: of a mapping, a named tuple or an object; of anything else nothing."""
     if isinstance(output, Mapping):
-        return output
+        return {name: value for name, value in output.items() if isinstance(name, str)}
     if isinstance(output, Tensor):
         return {}
     if hasattr(output, "_asdict"):
         return output._asdict()  # type: ignore[no-any-return]
-    return getattr(output, "__dict__", {})
+    fields = getattr(output, "__dict__", {})
+    # What is a property or a slot.
+    others = [
+        name for name in ("loss", "logits", "num_items") if name not in fields and hasattr(output, name)
+    ]
+    return {**fields, **{name: getattr(output, name) for name in others}}
 
 
 def _is_number(name: str, value: Any) -> bool:

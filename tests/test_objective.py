@@ -166,3 +166,24 @@ def test_a_num_items_that_is_no_single_number_is_refused(items):
         Objective(Net(lambda logits: {"loss": logits.sum()} | returned))(IMAGES)
     with pytest.raises(ConfigError, match=rf"^loss: .* {problem}"):
         Objective(Net(), lambda output, target: {"loss": output.sum()} | returned)((IMAGES, LABELS))
+
+
+@dataclass(slots=True)
+class Slots:
+    logits: Tensor
+    num_items: int
+
+    @property
+    def loss(self) -> Tensor:
+        return self.logits.sum()
+
+
+def test_slots_and_properties_of_what_is_returned_are_read():
+    outcome = Objective(Net(lambda logits: Slots(logits, 3)))(IMAGES)
+    assert outcome.loss == outcome.prediction.sum()
+    assert outcome.items == 3
+
+
+def test_only_what_has_a_text_for_a_name_is_a_field():
+    outcome = Objective(Net(lambda logits: {"loss": logits.sum(), "a": 1, 0: 2}))(IMAGES)
+    assert sorted(scalars(outcome)) == ["a", "loss"]
