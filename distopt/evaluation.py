@@ -137,11 +137,15 @@ def _empty(metric: Metric) -> None:
 
 
 def _compute(metric: Metric, name: str) -> float:
-    value = metric.compute()
-    if isinstance(value, Tensor) and value.numel() == 1:
+    key = f"eval.metrics.{name}"
+    try:
+        value: object = metric.compute()
+    except Exception as error:
+        raise ConfigError(key, f"{type(metric).__name__}.compute() raised {describe(error)}") from error
+    if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
         return float(value)
     raise ConfigError(
-        f"eval.metrics.{name}",
+        key,
         f"{type(metric).__name__} computes no single number",
         given=_shape(value),
         allowed="a metric that computes one (for several classes: average: macro)",

@@ -112,12 +112,23 @@ def loss(config: Config) -> Callable[[Any, Any], Any] | None:
 
 
 def metrics(config: Config, device: torch.device) -> dict[str, Metric]:
-    """Builds `eval.metrics`, each on `device`."""
-    components = config.eval.metrics if config.eval else {}
-    return {
-        name: registry.build(component, "metric", f"eval.metrics.{name}").to(device)
-        for name, component in components.items()
-    }
+    """Builds `eval.metrics`, each on `device`.
+
+    Raises:
+        ConfigError: One cannot be built, or is no metric.
+    """
+    built = {}
+    for name, component in (config.eval.metrics if config.eval else {}).items():
+        key = f"eval.metrics.{name}"
+        metric = registry.build(component, "metric", key)
+        from torchmetrics import Metric  # installed, since a metric could be built
+
+        if not isinstance(metric, Metric):
+            problem = f"returned no metric, but a {type(metric).__name__}"
+            allowed = "what returns a torchmetrics.Metric"
+            raise ConfigError(f"{key}.type", problem, given=component.type, allowed=allowed)
+        built[name] = metric.to(device)
+    return built
 
 
 def callbacks(config: Config, given: Sequence[Callback] = ()) -> dict[str, Callback]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distopt.data import MicroBatch
+from distopt.errors import ConfigError
 from distopt.evaluation import Evaluation
 from distopt.objective import Objective
 from tests.kit import run_distributed
@@ -65,3 +66,32 @@ def leave_evaluation() -> tuple[bool, bool, bool]:
 
 def test_afterwards_each_module_is_in_its_own_mode_again():
     assert run_distributed(leave_evaluation, world=1) == [(True, False, False)]
+
+
+def compute(value: object) -> float:
+    class Own(pytest.importorskip("torchmetrics").Metric):
+        def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+            pass
+
+        def compute(self) -> object:
+            if value is None:
+                raise ZeroDivisionError("no samples")
+            return value
+
+    x = torch.ones(2)
+    return evaluation([MicroBatch((x, x), 2)], Own()).run()["m"]
+
+
+def compute_badly() -> str:
+    with pytest.raises(ConfigError) as caught:
+        compute(None)
+    return str(caught.value)
+
+
+def test_a_metric_whose_compute_raises_is_named():
+    expected = "eval.metrics.m: Own.compute() raised ZeroDivisionError: no samples"
+    assert run_distributed(compute_badly, world=1)[0].startswith(expected)
+
+
+def test_a_metric_may_compute_a_plain_number():
+    assert run_distributed(compute, 0.5, world=1) == [0.5]

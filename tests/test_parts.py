@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from distopt import parts
-from distopt.config import Component, Config, validate
+from distopt.config import Component, Config, EvalConfig, validate
 from distopt.errors import ConfigError
 from tests.kit import run_distributed
 
@@ -97,6 +97,14 @@ def test_a_loss_with_parameters_is_refused():
 def test_what_is_no_module_is_refused():
     error = error_of(parts.model, config(model={"type": f"{HERE}:make_nothing"}))
     assert (error.key, error.problem) == ("model.type", "returned no model, but a NoneType")
+
+
+def test_what_is_no_metric_is_refused():
+    pytest.importorskip("torchmetrics")
+    evaluation = EvalConfig(every=1, metrics={"m": Component(type=f"{HERE}:make_nothing")})
+    given = config().model_copy(update={"eval": evaluation})
+    error = error_of(lambda config: parts.metrics(config, torch.device("cpu")), given)
+    assert (error.key, error.problem) == ("eval.metrics.m.type", "returned no metric, but a NoneType")
 
 
 def _refusals() -> list[str]:
