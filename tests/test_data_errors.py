@@ -91,6 +91,20 @@ def test_a_dataset_that_is_asked_for_many_items_is_named_with_all_of_them():
     assert error.problem.startswith("Many.__getitems__([0, 1, 2, 3]) raised KeyError: 'x'")
 
 
+def test_a_dataset_that_gives_another_number_of_items_than_asked_is_an_error():
+    class Many(Dataset):
+        def __getitems__(self, indices):
+            return [torch.tensor(index) for index in indices[1:]]
+
+    error = error_of(EvalLoader(Many(None), FOUR))
+
+    assert error.key == "data.val"
+    assert error.problem == (
+        "Many.__getitems__([0, 1, 2, 3]) returned another number of samples than it was asked for"
+    )
+    assert (error.given, error.allowed) == (3, "4")
+
+
 @pytest.mark.slow
 def test_a_worker_says_what_is_said_without_one():
     with_workers, without = (

@@ -53,10 +53,16 @@ class MapReader:
     def samples(self, ids: Sequence[int]) -> list[Any]:
         """Raises ConfigError where the dataset raises."""
         name = type(self.dataset).__name__
+        samples: list[Any]
         if getattr(self.dataset, "__getitems__", None):
-            with blaming(self.key, f"{name}.__getitems__([{listed(ids)}])"):
-                return list(self.dataset.__getitems__(ids))
-        samples: list[Any] = []
+            call = f"{name}.__getitems__([{listed(ids)}])"
+            with blaming(self.key, call):
+                samples = list(self.dataset.__getitems__(ids))
+            if len(samples) != len(ids):
+                problem = f"{call} returned another number of samples than it was asked for"
+                raise ConfigError(self.key, problem, given=len(samples), allowed=str(len(ids)))
+            return samples
+        samples = []
         for i in ids:
             with blaming(self.key, f"{name}.__getitem__({i})"):
                 samples.append(self.dataset[i])
