@@ -16,6 +16,7 @@ from distopt import registry
 from distopt.callbacks import Callback
 from distopt.config import Component, Config
 from distopt.data import is_stream, length
+from distopt.data.blame import blaming
 from distopt.errors import ConfigError
 from distopt.optim import Configured, Prebuilt
 
@@ -152,6 +153,8 @@ def _dataset(component: Component, key: str, given: Dataset[Any] | None) -> Data
             given=component.type if given is None else type(given).__name__,
             allowed="what has __len__ and __getitem__, or __iter__ (a stream)",
         )
-    if length(dataset) == 0:
+    with blaming(key, f"{type(dataset).__name__}.__len__()"):
+        count = length(dataset)
+    if count == 0:
         raise ConfigError(key, "the dataset is empty", given=type(dataset).__name__)
     return dataset

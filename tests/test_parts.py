@@ -34,6 +34,19 @@ class Stream(IterableDataset):
         return 3
 
 
+class Unsized(Numbers):
+    def __len__(self):
+        raise self.size
+
+
+class UnsizedStream(Stream):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        raise self.error
+
+
 def make_nothing():
     return None
 
@@ -84,6 +97,21 @@ def test_what_is_no_dataset_is_refused():
 
 def test_a_stream_is_a_dataset():
     assert len(parts.train_dataset(config(train={"type": f"{HERE}:Stream"}, batch_size=3))) == 3
+
+
+@pytest.mark.parametrize("error", [TypeError("odd"), NotImplementedError()], ids=repr)
+def test_a_stream_need_not_have_a_length(error):
+    assert isinstance(parts.train_dataset(config(), UnsizedStream(error)), UnsizedStream)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [Unsized(TypeError("odd")), Unsized(OSError("odd")), UnsizedStream(OSError("odd"))],
+    ids=["map-style, of its type", "map-style", "stream"],
+)
+def test_a_length_that_raises_is_named(dataset):
+    with pytest.raises(ConfigError, match=r"^data.train: Unsized(Stream)?.__len__\(\) raised .*Error: odd"):
+        parts.train_dataset(config(), dataset)
 
 
 def test_a_loss_with_parameters_is_refused():

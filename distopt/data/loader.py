@@ -245,5 +245,7 @@ def length(dataset: Any) -> int | None:
     """Samples in a dataset; None for a stream that does not say."""
     try:
         return len(dataset)
-    except TypeError:
-        return None
+    except (TypeError, NotImplementedError):
+        if is_stream(dataset):
+            return None
+        raise
