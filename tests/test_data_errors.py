@@ -188,6 +188,19 @@ def test_a_stream_that_yields_nothing_is_an_error(loader, key):
     assert (error.key, error.problem) == (key, "the dataset yields nothing")
 
 
+def test_a_stream_that_can_be_read_but_once_is_an_error_that_names_the_pass():
+    class Once(Stream):
+        def __init__(self):
+            self.samples = map(torch.tensor, range(6))
+
+        def __iter__(self):
+            return self.samples
+
+    error = error_of(TrainLoader(Once(), FOUR))
+
+    assert (error.key, error.problem) == ("data.train", "the dataset yields nothing in pass 2")
+
+
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_a_pass_smaller_than_the_batch_is_an_error(drop_last):
     error = error_of(TrainLoader(Stream(torch.tensor, 3), FOUR, drop_last=drop_last))

@@ -60,7 +60,11 @@ class Passes:
             elif resumed:  # the state was that of a pass just over
                 return self.take(count, keep)
             else:
-                raise ConfigError(self.key, "the dataset yields nothing", given=self._name)
+                problem, allowed = "the dataset yields nothing", None
+                if self.epoch:
+                    problem += f" in pass {self.epoch + 1}"
+                    allowed = "an __iter__ that begins anew each time"
+                raise ConfigError(self.key, problem, given=self._name, allowed=allowed)
         return taken
 
     def place(self) -> dict[str, Any]:
