@@ -106,7 +106,8 @@ BAD = {
     ),
     "a collate that raises": (
         data(collate={"type": f"{HERE}:broken_collate"}),
-        "data.collate: broken_collate, given samples 0, 1, raised IndexError: no such column (",
+        "data.collate: broken_collate, given samples 0, 1, 2, 3, 4, 5, 6, 7, … (16 in all), "
+        "raised IndexError: no such column (",
         "test_bad_parts.py:",
     ),
     "forward takes other keys": (
