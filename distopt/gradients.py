@@ -131,7 +131,7 @@ class GradientStep:
         dist.all_reduce(total)
         grads = [p.grad for p in self._parameters if p.grad is not None]
         local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-        torch._foreach_mul_(local, samples / total.clamp(min=1))
+        torch._foreach_mul_(local, samples / torch.where(total > 0, total, 1))
 
     def _clip(self, measure: bool) -> Tensor | None:
         """Without `max_norm` the norm is computed only where it is measured."""

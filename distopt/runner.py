@@ -149,6 +149,7 @@ class Runner:
                 "checkpoint to start from": str(self.start.checkpoint),
                 "length of the run": str(self.max_steps),
                 "number of training samples": str(length(self.train_data)),
+                "number of validation samples": str(self.val_data is not None and length(self.val_data)),
                 "state of the optimizer": self.groups.state_summary(),
             }
         )

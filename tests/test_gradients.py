@@ -107,6 +107,16 @@ def test_items_count_alike_whatever_micro_batch_and_rank_they_are_in(strategy, l
         assert means["loss"] == pytest.approx(whole, rel=1e-5)
 
 
+def hundredths(count: Tensor) -> float:
+    return float(count) / 100
+
+
+@strategies
+def test_items_may_be_sums_of_weights_of_any_scale(strategy):
+    for gradient, *_ in run_distributed(take, UNEVEN, strategy, hundredths):
+        close(gradient, oracle(UNEVEN, masked=True))
+
+
 @strategies
 def test_a_batch_without_any_item_has_a_gradient_of_zero(strategy):
     nothing = [[range(6, 9)], [range(6, 9)]]
