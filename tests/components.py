@@ -154,9 +154,14 @@ class SignalWhileSaving(Callback):
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.has_stepped = False
+
+    def on_step(self, run: Run) -> None:
+        self.has_stepped = True
 
     def state_dict(self) -> dict[str, Any]:
-        signal.raise_signal(self.number)
+        if self.has_stepped:  # it is asked for before the first step, too
+            signal.raise_signal(self.number)
         return {}
 
 
