@@ -34,7 +34,7 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", examples("python torchrun"))
 def test_examples_under_torchrun_run(code, tmp_path):
     script = tmp_path / "example.py"
-    # Left to itself, Python may end while a thread of gloo's still asks for the GIL, which aborts the process.
+    # Left to itself, Python may end while a thread of gloo's still asks for the GIL: the process aborts.
     script.write_text(f"{code}\nimport os\nos._exit(0)\n")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
