@@ -51,8 +51,8 @@ class Size:
 
 
 SIZES = {
-    "ddp": {"10 ms": Size({"width": 48, "depth": 2}, 8), "50 ms": Size({"width": 96, "depth": 3}, 24)},
-    "fsdp": {"20 ms": Size({"width": 32, "depth": 2}, 8), "50 ms": Size({"width": 64, "depth": 2}, 24)},
+    "ddp": {"10 ms": Size({"width": 64, "depth": 4}, 8), "50 ms": Size({"width": 128, "depth": 3}, 24)},
+    "fsdp": {"20 ms": Size({"width": 32, "depth": 2}, 8), "50 ms": Size({"width": 96, "depth": 3}, 24)},
 }
 """Strategy → about how long a step takes on two cores → what it is."""
 
