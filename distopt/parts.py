@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,12 +58,13 @@ def collate(config: Config) -> Callable[[list[Any]], Any] | None:
 
 
 def model(config: Config, given: nn.Module | None = None) -> nn.Module:
-    """Builds `model` on torch's current default device, or takes what is `given` in its place.
+    """Builds `model`, with `strategy.meta_init` without memory, or takes what is `given` in its place.
 
     Raises:
         ConfigError: It cannot be built, or is no module.
     """
-    built = registry.build(config.model, "model", "model") if given is None else given
+    with torch.device("meta") if config.strategy.meta_init else nullcontext():
+        built = registry.build(config.model, "model", "model") if given is None else given
     if not isinstance(built, nn.Module):
         raise ConfigError(
             "model.type",

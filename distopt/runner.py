@@ -102,6 +102,7 @@ class Runner:
         if config.deterministic:
             make_deterministic()
         seed_everything(config.seed)
+        parallel.set_matmul_precision(config.precision)
         model, optimizer, loss, train_data, val_data, callbacks = self._given
         self.model = parts.model(config, model)
         if not self.model.training:  # as `from_pretrained` leaves it; single modules may be frozen in theirs
@@ -109,7 +110,8 @@ class Runner:
         self.loss = loss or parts.loss(config)
         self.groups = parts.groups(config, self.model, optimizer)
         self.plan = self.groups.plan
-        parallel.materialize(self.model)
+        if not config.strategy.shards:
+            parallel.materialize(self.model)
         self.train_data = parts.train_dataset(config, train_data)
         self.val_data = parts.val_dataset(config, val_data)
         self._open_data()
@@ -160,9 +162,11 @@ class Runner:
             self.loss.to(self.device)
         self.wrapped = parallel.wrap(
             self.model,
-            config.strategy.type,
+            config.strategy,
             self.device,
-            find_unused_parameters=config.strategy.find_unused_parameters,
+            precision=config.precision,
+            checkpointing=config.activation_checkpointing,
+            compilation=config.compile,
         )
         self.objective = Objective(self.wrapped, self.loss)
         self.optimizer = self.groups.bind(self.wrapped)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distopt import ConfigError, parallel
+from distopt.config import StrategyConfig
 from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
@@ -138,7 +139,7 @@ def _train(strategy: str) -> dict[str, torch.Tensor]:
     model = ConvNet()
     if strategy != "single":
         model = parallel.sync_batchnorm(model, CPU)
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
     for seed in range(2):
         x = torch.cat(samples((3, 4, 4), [4, 4], seed))

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from distopt import ConfigError, build_optimizer, make_plan, parallel
 from distopt.checkpoint import directory
 from distopt.checkpoint.state import load, save
+from distopt.config import StrategyConfig
 from distopt.models import ByteGPT
 from tests.kit import run_distributed
 
@@ -29,7 +30,7 @@ PROGRESS = directory.Progress(step=3, world_size=2, data=[{"epoch": 1, "offset":
 def _make(strategy: str, seed: int, depth: int = 2, cfg: dict = CFG):
     torch.manual_seed(seed)
     model = ByteGPT(context=8, width=16, depth=depth, heads=2)
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     return model, wrapped, build_optimizer(wrapped, cfg)
 
 
@@ -183,7 +184,7 @@ def _resume_frozen(path: Path, first: str, then: str) -> set[int]:
         model = ByteGPT(context=8, width=16, depth=2, heads=2)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(frozen))
-        wrapped = parallel.wrap(model, "fsdp", CPU)
+        wrapped = parallel.wrap(model, StrategyConfig(type="fsdp"), CPU)
         optimizer = build_optimizer(wrapped, CFG)
         if frozen == first:
             _train(wrapped, optimizer, 3)

@@ -15,13 +15,14 @@ from distopt import ConfigError, build_optimizer, parallel
 from distopt.checkpoint import directory
 from distopt.checkpoint.reader import TensorReader
 from distopt.checkpoint.state import load, save
+from distopt.config import StrategyConfig
 from tests.kit import run_distributed
 
 PROGRESS = directory.Progress(step=3, world_size=2, data=[{"epoch": 1, "offset": 24}] * 2)
 
 
 def _make() -> tuple[nn.Module, torch.optim.Optimizer]:
-    wrapped = parallel.wrap(nn.Linear(2, 2), "ddp", torch.device("cpu"))
+    wrapped = parallel.wrap(nn.Linear(2, 2), StrategyConfig(type="ddp"), torch.device("cpu"))
     return wrapped, build_optimizer(wrapped, {"type": "SGD", "lr": 0.1})
 
 

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from distopt import ConfigError, Runner, build_optimizer, build_schedule, load_config, make_plan, parallel
 from distopt.cli import main
-from distopt.config import OptimizerConfig, validate
+from distopt.config import OptimizerConfig, StrategyConfig, validate
 from distopt.models import ByteGPT
 from distopt.optim import Configured, Constructor, Verdict
 from tests.kit import run_distributed
@@ -332,7 +332,7 @@ def _refusal_of_a_part() -> str:
     cfg = with_keys({"positions": {"type": "Rprop"}})
     groups = Configured(model, validate(OptimizerConfig, cfg))
     with pytest.raises(ConfigError) as caught:
-        groups.bind(parallel.wrap(model, "fsdp", torch.device("cpu")))
+        groups.bind(parallel.wrap(model, StrategyConfig(type="fsdp"), torch.device("cpu")))
     return caught.value.key
 
 

@@ -27,7 +27,7 @@ def test_a_minimal_config_has_the_defaults(load):
     assert (config.resume, config.seed, config.deterministic) == ("auto", 0, False)
     assert (config.data.val, config.data.micro_batch_size, config.data.num_workers) == (None, None, 0)
     assert (config.max_steps, config.max_epochs) == (10, None)
-    assert (config.strategy.type, config.precision, config.compile) == ("ddp", "fp32", False)
+    assert (config.strategy.type, config.precision, config.compile) == ("ddp", "fp32", None)
     assert (config.optimizer.paramwise_cfg, config.optimizer.unmatched_keys) == (None, "error")
     assert (config.param_scheduler, config.clip_grad, config.eval) == ([], None, None)
     assert (config.checkpoint.every, config.checkpoint.keep_last, config.log.every) == (None, 3, 10)

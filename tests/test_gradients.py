@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from distopt import ConfigError, parallel
-from distopt.config import ClipGradConfig
+from distopt.config import ClipGradConfig, StrategyConfig
 from distopt.data import MicroBatch, Step
 from distopt.gradients import GradientStep
 from distopt.objective import Objective
@@ -48,7 +48,7 @@ def take(layout: list, strategy: str, counts: Any = None, precision: str = "fp32
     """One step of SGD with lr 1 on this rank; the gradient that it took, the means, and the norm."""
     model = Net(counts)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
     step = GradientStep(
         Objective(wrapped),
@@ -159,7 +159,7 @@ def test_fp16_gradients_are_those_of_the_unscaled_loss(strategy, masked):
 def overflow(strategy: str) -> tuple[bool, float]:
     """A step whose gradient overflows on rank 1 alone: whether parameters changed, and the scale after."""
     model = Net()
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
     before = [full(p).clone() for p in model.parameters()]
     step = GradientStep(Objective(wrapped), optimizer, precision="fp16", clip=None, device=CPU)
@@ -178,7 +178,7 @@ def test_a_step_that_overflows_on_one_rank_is_left_out_on_all_and_the_scale_halv
 
 def forget_once() -> str:
     model = Net(counts=int)
-    wrapped = parallel.wrap(model, "ddp", CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type="ddp"), CPU)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
     step = GradientStep(Objective(wrapped), optimizer, precision="fp32", clip=None, device=CPU)
     batch = Step([MicroBatch((ROWS[:2], MASK[:2]), 2)], 4)

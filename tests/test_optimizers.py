@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distopt import ConfigError, build_optimizer, make_plan, parallel
-from distopt.config import OptimizerConfig, validate
+from distopt.config import OptimizerConfig, StrategyConfig, validate
 from distopt.optim import Configured
 from distopt.registry.names import short_names
 from tests.kit import run_distributed
@@ -62,7 +62,7 @@ def _cfg(name: str) -> dict:
 def _trained(name: str, strategy: str) -> dict:
     model = _net(name)
     groups = Configured(model, validate(OptimizerConfig, _cfg(name)))
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     return _steps(wrapped, groups.bind(wrapped), dist.get_rank(), dist.get_world_size())
 
 

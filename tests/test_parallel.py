@@ -6,6 +6,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distopt import parallel
+from distopt.config import StrategyConfig
 from distopt.models import ByteGPT
 from tests.kit import run_distributed
 
@@ -52,7 +53,7 @@ def _gradients(strategy: str, accumulation: int, model: ByteGPT | None = None) -
     """Gradients of 8 samples, split over ranks and micro-batches; and the tie, after wrapping."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = tiny() if model is None else model
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     tokens = torch.randint(256, (8, 9), generator=torch.Generator().manual_seed(1))
     mine = tokens.chunk(world)[rank].chunk(accumulation)
     for i, batch in enumerate(mine):
@@ -80,7 +81,7 @@ def test_gradients_are_those_of_the_whole_batch_on_one_process(strategy, accumul
 
 def _collectives_of_a_micro_step(strategy: str) -> int:
     """Collectives run by a micro-step that is not the last."""
-    wrapped = parallel.wrap(tiny(), strategy, CPU)
+    wrapped = parallel.wrap(tiny(), StrategyConfig(type=strategy), CPU)
     tokens = torch.randint(256, (2, 9))
     with torch.profiler.profile() as profile, parallel.gradient_sync(wrapped, enabled=False):
         wrapped(tokens)["loss"].backward()

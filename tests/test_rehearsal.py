@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from distopt import Runner, load_config, parallel
 from distopt.callbacks import Callback, Run
+from distopt.config import StrategyConfig
 from distopt.objective import Objective
 from distopt.rehearsal import rehearse
 from tests.kit import run_distributed
@@ -42,7 +43,7 @@ class Moody(nn.Module):
 def traces(strategy: str) -> list[str]:
     """What a rehearsal has changed."""
     model = Moody()
-    wrapped = parallel.wrap(model, strategy, CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
     before = [value.clone() for value in _whole(model)]
     torch.manual_seed(3)
@@ -69,7 +70,7 @@ def test_it_leaves_no_trace(strategy):
 
 
 def disagree(strategy: str) -> str:
-    wrapped = parallel.wrap(Moody(odd_rank=1), strategy, CPU)
+    wrapped = parallel.wrap(Moody(odd_rank=1), StrategyConfig(type=strategy), CPU)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
     with pytest.raises(RuntimeError) as caught:
         rehearse(Objective(wrapped), optimizer, ROWS, precision="fp32", device=CPU)

@@ -112,7 +112,7 @@ def test_all_that_the_loader_admits_is_valid(text):
         ("seed: -1", "seed"),
         ("deterministic: 1", "deterministic"),
         ("precision: fp8", "precision"),
-        ("strategy: hsdp", "strategy"),
+        ("strategy: tp", "strategy"),
         ("strategy: {type: ddp, shard: 1}", "strategy"),
         ("param_scheduler: LinearLR", "param_scheduler"),
         ("param_scheduler: [{end: 5}]", "param_scheduler.0"),

@@ -11,15 +11,17 @@ from distopt.config.schema import (
     EvalConfig,
     LogConfig,
     SchedulerConfig,
-    StrategyConfig,
 )
 from distopt.config.section import Component, OpenSection, RunShare, Section
+from distopt.config.strategy import ActivationCheckpointingConfig, CompileConfig, StrategyConfig
 from distopt.config.validate import validate
 
 __all__ = [
+    "ActivationCheckpointingConfig",
     "BatchLayout",
     "CheckpointConfig",
     "ClipGradConfig",
+    "CompileConfig",
     "Component",
     "Config",
     "DataConfig",

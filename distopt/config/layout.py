@@ -37,7 +37,7 @@ def batch_layout(config: Config, world: int) -> BatchLayout:
     """
     if config.strategy.type == "single" and world > 1:
         problem = f"is for one process, and there are {world}"
-        raise ConfigError("strategy", problem, given="single", allowed="ddp or fsdp")
+        raise ConfigError("strategy", problem, given="single", allowed="ddp, fsdp or hsdp")
     batch_size = config.data.batch_size
     if batch_size % world:
         below = batch_size - batch_size % world

@@ -14,7 +14,13 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 from distopt.config.document import Positions, dump
 from distopt.config.optimizer import OptimizerConfig
 from distopt.config.section import Component, Count, OpenSection, RunShare, Section, Text, Time
-from distopt.errors import ConfigError
+from distopt.config.strategy import (
+    ActivationCheckpointingConfig,
+    CompileConfig,
+    StrategyConfig,
+    StrategyName,
+)
+from distopt.errors import ConfigError, nearest
 
 
 class DataConfig(Section):
@@ -49,26 +55,6 @@ class DataConfig(Section):
                 f"does not divide batch_size {self.batch_size}",
                 given=self.micro_batch_size,
             )
-        return self
-
-
-StrategyName = Literal["single", "ddp", "fsdp"]
-
-
-class StrategyConfig(Section):
-    """The `strategy` section; its type alone may stand for it."""
-
-    type: StrategyName = "ddp"
-    """single: one process. ddp: replicas. fsdp: parameters, gradients and optimizer state sharded (FSDP2)."""
-
-    find_unused_parameters: bool = False
-    """ddp: look in each backward for parameters that had no part in the loss; costs time."""
-
-    @model_validator(mode="after")
-    def _only_ddp_looks(self) -> StrategyConfig:
-        if self.find_unused_parameters and self.type != "ddp":
-            problem = f"means nothing to {self.type}"
-            raise ConfigError("find_unused_parameters", problem, given=True, allowed="type: ddp")
         return self
 
 
@@ -108,6 +94,9 @@ class ClipGradConfig(Section):
     max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Gradients are scaled down so that their norm over all parameters does not exceed this."""
 
+    per_group: bool = False
+    """Of each optimizer group by itself, in place of all parameters."""
+
     max_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Each element of the gradients is cut to this size, in place of max_norm."""
 
@@ -115,6 +104,8 @@ class ClipGradConfig(Section):
     def _one_of_both(self) -> ClipGradConfig:
         if (self.max_norm is None) == (self.max_value is None):
             raise ConfigError("", "takes one of max_norm and max_value", given=self.model_dump())
+        if self.per_group and self.max_norm is None:
+            raise ConfigError("per_group", "means nothing to max_value", given=True, allowed="max_norm")
         return self
 
 
@@ -175,6 +166,28 @@ def _as_list(value: Any) -> Any:
     return value
 
 
+def _as_compile(value: Any) -> Any:
+    if isinstance(value, bool):
+        return {} if value else None
+    if not isinstance(value, dict | None):
+        raise ConfigError("", "wrong type", given=value, allowed="true, false, or a mapping of options")
+    return value
+
+
+CheckpointingName = Literal["none", "full", "selective"]
+
+
+def _as_checkpointing(value: Any) -> Any:
+    shortcuts: dict[str, Any] = {"none": None, "full": {}, "selective": {"save": "matmul"}}
+    if isinstance(value, str):
+        if value not in shortcuts:
+            raise ConfigError(
+                "", "wrong value", given=value, allowed=shortcuts, suggestion=nearest(value, shortcuts)
+            )
+        return shortcuts[value]
+    return value
+
+
 class Config(Section):
     """A whole run."""
 
@@ -212,19 +225,30 @@ class Config(Section):
             json_schema_input_type=StrategyName | StrategyConfig,
         ),
     ] = StrategyConfig()
-    """How the model is spread over ranks: single, ddp or fsdp."""
+    """How the model is spread over ranks: single, ddp, fsdp or hsdp."""
 
     sync_batchnorm: bool = False
     """BatchNorm over the samples of all ranks, in place of each rank's own."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the forward and backward compute in; the parameters stay fp32. fp16 scales the loss as needed."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """What forward and backward compute in; the parameters stay fp32. fp16 scales the loss as needed, tf32
+    is fp32 whose matrix products may round on the way."""
 
-    compile: Literal[False] = False
-    """torch.compile."""
+    compile: Annotated[
+        CompileConfig | None,
+        BeforeValidator(_as_compile, json_schema_input_type=bool | CompileConfig | None),
+    ] = None
+    """torch.compile: true, false, or its options."""
 
-    activation_checkpointing: Literal["none"] = "none"
-    """Which activations to compute anew in the backward."""
+    activation_checkpointing: Annotated[
+        ActivationCheckpointingConfig | None,
+        BeforeValidator(
+            _as_checkpointing,
+            json_schema_input_type=CheckpointingName | ActivationCheckpointingConfig | None,
+        ),
+    ] = None
+    """Which activations to compute anew in the backward: none, full (of every block), selective (of every
+    block, but for matrix products), or its options."""
 
     optimizer: OptimizerConfig
     """The optimizer and its parameter groups."""
@@ -264,6 +288,10 @@ class Config(Section):
             raise ConfigError("max_steps", problem)
         if self.eval and not self.data.val:
             raise ConfigError("eval", "there is nothing to evaluate on", allowed="a dataset as data.val")
+        gathered = self.strategy.param_dtype
+        if gathered not in (None, "fp32", self.precision):
+            problem = f"parameters cannot be gathered in {gathered} where precision is {self.precision}"
+            raise ConfigError("strategy.param_dtype", problem, allowed=f"fp32, or precision: {gathered}")
         return self
 
     def locate(self, key: str) -> str | None:

@@ -3,7 +3,7 @@
 from distopt.parallel.batchnorm import sync_batchnorm
 from distopt.parallel.buffers import average_buffers, preserved_buffers
 from distopt.parallel.materialize import materialize
-from distopt.parallel.precision import Precision, autocast
+from distopt.parallel.precision import Precision, autocast, set_matmul_precision
 from distopt.parallel.units import find_units
 from distopt.parallel.wrap import gradient_sync, release, reshard, wrap
 
@@ -17,6 +17,7 @@ __all__ = [
     "preserved_buffers",
     "release",
     "reshard",
+    "set_matmul_precision",
     "sync_batchnorm",
     "wrap",
 ]

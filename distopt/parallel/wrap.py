@@ -1,53 +1,59 @@
-"""`strategy:` applied to a model, and the one question that training asks a wrapped model."""
+"""A model as it will be trained, and the few questions that training asks it.
+
+The order of composition is this one, and only here: activation checkpointing around blocks, torch.compile of
+them, FSDP's units around those or DDP around all, memory and initial values last.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from distopt.parallel.units import find_units
+from distopt.config import ActivationCheckpointingConfig, CompileConfig, StrategyConfig
+from distopt.parallel.checkpointing import checkpoint_activations
+from distopt.parallel.compilation import compile_model
+from distopt.parallel.fully_shard import shard
+from distopt.parallel.initialize import initialize_shards
+from distopt.parallel.precision import Precision
+from distopt.parallel.replicate import replicate
 
 
 def wrap(
     model: nn.Module,
-    strategy: Literal["single", "ddp", "fsdp"],
+    strategy: StrategyConfig,
     device: torch.device,
     *,
-    find_unused_parameters: bool = False,
+    precision: Precision = "fp32",
+    checkpointing: ActivationCheckpointingConfig | None = None,
+    compilation: CompileConfig | None = None,
 ) -> nn.Module:
-    """The model as it will be trained, on `device`. Under ddp and fsdp, gradients are means over ranks.
+    """The model as it will be trained, on `device`. Under all but single, gradients are means over ranks.
 
     Args:
-        model: On the CPU, with the same weights on every rank.
-        strategy: `fsdp` is FSDP2: every repeated block a unit, the rest with the root.
+        model: On the CPU, with the same weights on every rank; under fsdp and hsdp also on the meta device.
+        strategy: How it is spread over ranks.
         device: This rank's own.
-        find_unused_parameters: Under ddp: expect that some have no part in a loss.
+        precision: What the forward computes in.
+        checkpointing: Which activations to compute anew in the backward.
+        compilation: What to compile.
+
+    Raises:
+        ConfigError: Patterns that match nothing; what is on the meta device has no initial values.
     """
-    if strategy == "fsdp":
-        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        for unit in find_units(model):
-            fully_shard(unit, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+    if checkpointing is not None:
+        checkpoint_activations(model, checkpointing)
+    if compilation is not None:
+        compile_model(model, compilation)
+    if strategy.shards:
+        shard(model, strategy, device, precision)
+        initialize_shards(model, torch.device("cpu") if strategy.cpu_offload else device)
         return model
     model.to(device)
-    if strategy == "ddp":
-        device_ids = [device.index] if device.type == "cuda" else None
-        replica = DistributedDataParallel(
-            model,
-            device_ids=device_ids,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=find_unused_parameters,
-        )
-        replica.broadcast_buffers = False  # as under FSDP2: see average_buffers
-        return replica
-    return model
+    return replicate(model, strategy, device) if strategy.type == "ddp" else model
 
 
 def gradient_sync(model: nn.Module, enabled: bool) -> AbstractContextManager[None]:
