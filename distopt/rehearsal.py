@@ -41,13 +41,17 @@ def rehearse(
     model = objective.model
     modules = [model, objective.loss] if isinstance(objective.loss, nn.Module) else [model]
     random_state = rng.capture()
-    # FSDP keeps gradients of its own until it has exchanged them.
-    exchange = parallel.gradient_sync(model, enabled=isinstance(model, FSDPModule))
+    # FSDP keeps gradients of its own until it has exchanged them; a static graph is learned in an exchange.
+    exchange = parallel.gradient_sync(
+        model, enabled=isinstance(model, FSDPModule) or getattr(model, "static_graph", False)
+    )
     with parallel.preserved_buffers(*modules), exchange:
         with parallel.autocast(precision, device):
             outcome = objective(batch)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
-    if isinstance(model, DistributedDataParallel) and not model.find_unused_parameters:
+    if isinstance(model, DistributedDataParallel) and not (
+        model.find_unused_parameters or model.static_graph
+    ):
         _check_all_used(model)
     optimizer.zero_grad()
     rng.restore(random_state)
@@ -61,7 +65,9 @@ def rehearse(
     return habits
 
 
-def _check_all_used(model: nn.Module) -> None:
+def _check_all_used(model: DistributedDataParallel) -> None:
+    if model.find_unused_parameters or model.static_graph:
+        return
     unused = [
         fqn
         for fqn, p in names.live_parameters(names.visits(model)).items()

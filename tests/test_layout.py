@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from distopt import Config, ConfigError
-from distopt.config import batch_layout, validate
+from distopt.config import StrategyConfig, batch_layout, shard_size, validate
 
 
-def config(batch_size: int, micro_batch_size: int | None = None, strategy: str = "ddp") -> Config:
+def config(
+    batch_size: int, micro_batch_size: int | None = None, strategy: str | dict[str, Any] = "ddp"
+) -> Config:
     data = {"train": {"type": "D"}, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
     content = {"work_dir": "run", "model": {"type": "M"}, "data": data, "max_steps": 1, "strategy": strategy}
     return validate(Config, {**content, "optimizer": {"type": "SGD"}})
@@ -49,3 +53,24 @@ def test_single_is_for_one_process():
     assert batch_layout(config(8, strategy="single"), 1).world == 1
     with pytest.raises(ConfigError, match="strategy: is for one process"):
         batch_layout(config(8, strategy="single"), 2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "world", "key"),
+    [
+        ({"type": "hsdp", "shard_size": 3}, 4, "strategy.shard_size"),
+        ({"type": "hsdp", "shard_size": 8}, 4, "strategy.shard_size"),
+        ({"type": "fsdp", "reshard_after_forward": 3}, 4, "strategy.reshard_after_forward"),
+        ({"type": "hsdp", "shard_size": 2, "reshard_after_forward": 4}, 4, "strategy.reshard_after_forward"),
+    ],
+)
+def test_a_strategy_that_the_world_cannot_have_is_an_error(strategy, world, key):
+    with pytest.raises(ConfigError) as caught:
+        batch_layout(config(8, strategy=strategy), world)
+    assert caught.value.key == key
+
+
+def test_a_copy_of_hsdp_is_on_the_ranks_of_a_node(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert shard_size(StrategyConfig(type="hsdp"), 8) == 2
+    assert shard_size(StrategyConfig(type="hsdp", shard_size=4), 8) == 4

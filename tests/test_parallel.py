@@ -1,11 +1,13 @@
 """Wrapping: units, ties, and the same training under every strategy."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distopt import parallel
+from distopt import ConfigError, parallel
 from distopt.config import StrategyConfig
 from distopt.models import ByteGPT
 from tests.kit import run_distributed
@@ -49,18 +51,23 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def _gradients(strategy: str, accumulation: int, model: ByteGPT | None = None) -> dict[str, torch.Tensor]:
+def _gradients(
+    strategy: dict[str, Any], accumulation: int = 1, model: ByteGPT | None = None
+) -> dict[str, torch.Tensor]:
     """Gradients of 8 samples, split over ranks and micro-batches; and the tie, after wrapping."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = tiny() if model is None else model
-    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
+    wrapped = parallel.wrap(model, StrategyConfig(**strategy), CPU)
     tokens = torch.randint(256, (8, 9), generator=torch.Generator().manual_seed(1))
     mine = tokens.chunk(world)[rank].chunk(accumulation)
-    for i, batch in enumerate(mine):
-        with parallel.gradient_sync(wrapped, enabled=i == accumulation - 1):
-            (wrapped(batch)["loss"] / accumulation).backward()
+    wrapped(mine[0])["loss"].backward()  # as the rehearsal: some options begin to act after it
+    for _ in range(2):
+        wrapped.zero_grad()
+        for i, batch in enumerate(mine):
+            with parallel.gradient_sync(wrapped, enabled=i == accumulation - 1):
+                (wrapped(batch)["loss"] / accumulation).backward()
     assert model.head.weight is model.embedding.weight
-    return {name: _full(parameter.grad) for name, parameter in model.named_parameters()}
+    return {name: _full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def _reference() -> dict[str, torch.Tensor]:
@@ -70,13 +77,140 @@ def _reference() -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_gradients_are_those_of_the_whole_batch_on_one_process(strategy, accumulation):
+def assert_gradients_are_the_reference(
+    strategy: dict[str, Any], accumulation: int = 1, world: int = 2, rtol: float = 1e-4, atol: float = 1e-6
+) -> None:
     reference = _reference()
-    for gradients in run_distributed(_gradients, strategy, accumulation):
+    for gradients in run_distributed(_gradients, strategy, accumulation, world=world):
         for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, reference[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(gradient, reference[name], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"type": "ddp"},
+        {"type": "ddp", "static_graph": True},
+        {"type": "ddp", "bucket_cap_mb": 1},
+        {"type": "fsdp"},
+        {"type": "fsdp", "units": ["Attention", "*.mlp"], "prefetch": 2},
+        {"type": "fsdp", "reshard_after_forward": False, "prefetch": 1},
+        {"type": "fsdp", "cpu_offload": True},
+        {"type": "hsdp", "shard_size": 1},
+        {"type": "hsdp", "shard_size": 2},
+    ],
+    ids=lambda strategy: "-".join(map(str, strategy.values())),
+)
+def test_gradients_are_those_of_the_whole_batch_on_one_process(strategy, accumulation):
+    assert_gradients_are_the_reference(strategy, accumulation)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"type": "hsdp", "shard_size": 2},
+        {"type": "fsdp", "reshard_after_forward": 2},
+    ],
+    ids=["hsdp", "reshard_after_forward"],
+)
+def test_gradients_of_four_ranks_are_those_of_the_whole_batch(strategy, accumulation):
+    assert_gradients_are_the_reference(strategy, accumulation, world=4)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{"type": "ddp", "compress_gradients": "bf16"}, {"type": "fsdp", "reduce_dtype": "bf16"}],
+    ids=["ddp", "fsdp"],
+)
+def test_gradients_added_up_in_bf16_are_close(strategy):
+    assert_gradients_are_the_reference(strategy, rtol=2e-2, atol=1e-4)
+
+
+def _dtypes_in_forward(strategy: dict[str, Any], precision: parallel.Precision) -> tuple[set, set, set]:
+    """Of a block's weights while it computes, of the shards, and of the gradients."""
+    model = tiny()
+    wrapped = parallel.wrap(model, StrategyConfig(**strategy), CPU, precision=precision)
+    seen = set()
+    model.blocks[0].attention.register_forward_pre_hook(
+        lambda module, _: seen.update(p.dtype for p in module.parameters())
+    )
+    with parallel.autocast(precision, CPU):
+        loss = wrapped(torch.randint(256, (2, 9)))["loss"]
+    loss.backward()
+    parameters = list(model.parameters())
+    return seen, {p.dtype for p in parameters}, {p.grad.dtype for p in parameters}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gathered"),
+    [
+        ({"type": "fsdp"}, torch.bfloat16),
+        ({"type": "fsdp", "param_dtype": "fp32"}, torch.float32),
+        ({"type": "ddp"}, torch.float32),
+    ],
+    ids=["fsdp", "fsdp-fp32", "ddp"],
+)
+def test_parameters_are_gathered_in_the_precision_and_kept_in_fp32(strategy, gathered):
+    fp32 = {torch.float32}
+    expected = ({gathered}, fp32, fp32)
+    assert run_distributed(_dtypes_in_forward, strategy, "bf16") == [expected, expected]
+
+
+def _placements(strategy: dict[str, Any], frozen: str = "") -> dict[str, str]:
+    model = tiny()
+    for name, parameter in model.named_parameters():
+        if frozen and frozen in name:
+            parameter.requires_grad_(False)
+    parallel.wrap(model, StrategyConfig(**strategy), CPU)
+    return {
+        name: str(p.placements) if isinstance(p, DTensor) else "whole" for name, p in model.named_parameters()
+    }
+
+
+def test_ignored_parameters_stay_whole():
+    strategy = {"type": "fsdp", "ignored": ["embedding.*"]}
+    placements = run_distributed(_placements, strategy, "embedding")[0]
+    assert {name for name, kind in placements.items() if kind == "whole"} == {"embedding.weight"}
+
+
+def test_hsdp_shards_in_one_dimension_and_replicates_in_the_other():
+    placements = run_distributed(_placements, {"type": "hsdp", "shard_size": 2}, world=4)[0]
+    assert set(placements.values()) == {"(Replicate(), Shard(dim=0))"}
+
+
+def _refusal(strategy: dict[str, Any]) -> tuple[str, str | None]:
+    try:
+        parallel.wrap(tiny(), StrategyConfig(**strategy), CPU)
+    except ConfigError as error:
+        return error.key, error.suggestion
+    raise AssertionError("accepted")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "key", "suggestion"),
+    [
+        ({"type": "fsdp", "units": ["Blok"]}, "strategy.units", "Block"),
+        ({"type": "fsdp", "ignored": ["embeding.weight"]}, "strategy.ignored", "embedding.weight"),
+        ({"type": "fsdp", "ignored": ["embedding.weight"]}, "strategy.ignored", None),
+    ],
+    ids=["units", "ignored", "ignored and trained"],
+)
+def test_a_pattern_that_matches_nothing_is_refused(strategy, key, suggestion):
+    assert run_distributed(_refusal, strategy) == [(key, suggestion)] * 2
+
+
+def test_units_named_by_class_or_pattern_are_found_in_the_order_of_the_walk():
+    model = tiny()
+    found = parallel.find_units(model, ["blocks.1", "Attention"])
+    assert found == [model.blocks[0].attention, model.blocks[1], model.blocks[1].attention]
+
+
+def test_classes_that_a_model_calls_indivisible_are_units_where_no_block_repeats():
+    model = tiny(depth=1)
+    model._no_split_modules = ["Block"]
+    assert parallel.find_units(model) == [model.blocks[0]]
 
 
 def _collectives_of_a_micro_step(strategy: str) -> int:

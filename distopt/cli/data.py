@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from distopt import parts
-from distopt.config import Config, batch_layout
+from distopt.config import BatchLayout, Config
 from distopt.data import TrainLoader
 
 
@@ -17,9 +17,10 @@ def train_batches(config: Config, train_data: Dataset[Any]) -> TrainLoader:
     Raises:
         ConfigError: The batch does not do for the data, or `data.collate` cannot be built.
     """
+    size, micro_batch_size = config.data.batch_size, config.data.micro_batch_size or config.data.batch_size
     return TrainLoader(
         train_data,
-        batch_layout(config, world=1),
+        BatchLayout(size, micro_batch_size, size // micro_batch_size, world=1),
         collate=parts.collate(config),
         drop_last=config.data.drop_last,
     )

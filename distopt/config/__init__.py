@@ -1,6 +1,6 @@
 """The config: YAML → validated, typed, immutable `Config`. Knows no torch."""
 
-from distopt.config.layout import BatchLayout, batch_layout
+from distopt.config.layout import BatchLayout, batch_layout, shard_size
 from distopt.config.load import load_config
 from distopt.config.optimizer import OptimizerConfig, ParamwiseConfig
 from distopt.config.schema import (
@@ -36,5 +36,6 @@ __all__ = [
     "StrategyConfig",
     "batch_layout",
     "load_config",
+    "shard_size",
     "validate",
 ]
