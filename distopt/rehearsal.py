@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
-from distopt import comm, names, parallel
+from distopt import comm, parallel
 from distopt.checkpoint import rng
-from distopt.errors import ConfigError
 from distopt.objective import Objective, scalars
 
 
@@ -49,10 +47,7 @@ def rehearse(
         with parallel.autocast(precision, device):
             outcome = objective(batch)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
-    if isinstance(model, DistributedDataParallel) and not (
-        model.find_unused_parameters or model.static_graph
-    ):
-        _check_all_used(model)
+    parallel.check_all_used(model)
     optimizer.zero_grad()
     rng.restore(random_state)
     habits = Habits(outcome.items is not None, frozenset(scalars(outcome)))
@@ -63,22 +58,3 @@ def rehearse(
         }
     )
     return habits
-
-
-def _check_all_used(model: DistributedDataParallel) -> None:
-    if model.find_unused_parameters or model.static_graph:
-        return
-    unused = [
-        fqn
-        for fqn, p in names.live_parameters(names.visits(model)).items()
-        if p.requires_grad and p.grad is None
-    ]
-    if unused:
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-        raise ConfigError(
-            "strategy",
-            "ddp waits for a gradient of every parameter, and the first batch gave some of them none",
-            given=", ".join(unused[:5]) + more,
-            allowed="{type: ddp, find_unused_parameters: true}, which costs time; fsdp; or a model whose"
-            " parameters all have a part in the loss, or requires_grad False",
-        )

@@ -133,7 +133,7 @@ BAD = {
     ),
     "an unused parameter": (
         {"model": {"type": f"{HERE}:Partly"}},
-        "strategy: ddp waits for a gradient of every parameter",
+        "strategy: ddp waits for gradients of every parameter",
         "given:    pooler.weight, pooler.bias",
     ),
     "a loss without target": ({"loss": {"type": "MSELoss"}}, "loss: is to be called with", "x, y"),

@@ -4,6 +4,7 @@ from distopt.parallel.batchnorm import sync_batchnorm
 from distopt.parallel.buffers import average_buffers, preserved_buffers
 from distopt.parallel.materialize import materialize
 from distopt.parallel.precision import Precision, autocast, set_matmul_precision
+from distopt.parallel.replicate import check_all_used, check_exchanged
 from distopt.parallel.units import find_units
 from distopt.parallel.wrap import gradient_sync, release, reshard, wrap
 
@@ -11,6 +12,8 @@ __all__ = [
     "Precision",
     "autocast",
     "average_buffers",
+    "check_all_used",
+    "check_exchanged",
     "find_units",
     "gradient_sync",
     "materialize",
