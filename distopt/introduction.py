@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from distopt import names
+from distopt.config import Config, shard_size
 from distopt.data import length
 
 if TYPE_CHECKING:
@@ -40,13 +41,23 @@ def _facts(runner: Runner) -> Mapping[str, str]:
         "model": f"{names.module_type(runner.model).__name__}, {_parameters(runner.model)}",
         "data": f"{config.data.train.type}, " + (f"{samples:,} samples" if samples else "a stream"),
         "world": f"{world.size} × {runner.device.type} ({backend}){launched}",
-        "strategy": f"{config.strategy.type}, {config.precision}",
+        "strategy": ", ".join(_strategy(config, world.size)),
         "batch": f"{layout.batch_size} = {layout.world} (ranks) ×"
         f" {layout.micro_batch_size} (per forward) × {layout.accumulation} (accumulated)",
         "steps": f"{runner.max_steps:,}{epochs}",
         "work_dir": str(config.work_dir),
         "start": f"step {runner.step}, from {checkpoint.name}" if checkpoint else "afresh",
     }
+
+
+def _strategy(config: Config, world: int) -> Iterator[str]:
+    size = shard_size(config.strategy, world)
+    yield f"hsdp {world // size} × {size}" if config.strategy.type == "hsdp" else config.strategy.type
+    yield config.precision
+    if config.activation_checkpointing:
+        yield "activations computed anew"
+    if config.compile:
+        yield f"compiled by {config.compile.backend}"
 
 
 def _parameters(model: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import overhead, schedule
+from benchmarks import overhead, schedule, startup
 from tests.kit import run_distributed
 
 TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_size=8)
@@ -51,3 +51,9 @@ def test_the_schedulers_that_take_turns_give_the_same_values():
         assert schedule.lrs(opts[0]) == pytest.approx(schedule.lrs(opts[1]), rel=1e-9, abs=1e-15)
         by_hand.step()
     assert schedule.line(rounds=1, steps=300).count("|") == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["hand", "distopt"])
+def test_the_first_step_is_seen_by_hand_and_by_the_runner(what):
+    assert 0 < startup.seconds_to_first_step(what) < 100
