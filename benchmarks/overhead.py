@@ -116,11 +116,11 @@ def by_hand(strategy: str, size: Size, data: Windows, steps: int) -> list[float]
     optimizer = torch.optim.AdamW(_groups(model), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     parameters = list(model.parameters())
     losses, times = [], []
-    batches = _batches(data, size.batch_size, world)
+    data_batches = batches(data, size.batch_size, world)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * _factor(step, steps)
-        loss = model(next(batches).to(world.device))["loss"]
+        loss = model(next(data_batches).to(world.device))["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -183,7 +183,7 @@ def _factor(step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * (step - RISE) / (steps - RISE))) / 2
 
 
-def _batches(data: Windows, batch_size: int, world: comm.World) -> Iterator[Tensor]:
+def batches(data: Windows, batch_size: int, world: comm.World) -> Iterator[Tensor]:
     sampler: DistributedSampler[Tensor] = DistributedSampler(data, world.size, world.rank)
     loader = DataLoader(data, batch_size // world.size, sampler=sampler)
     while True:

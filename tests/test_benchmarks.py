@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import overhead, schedule, startup
+from benchmarks import gpt2, overhead, schedule, startup
 from tests.kit import run_distributed
 
 TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_size=8)
@@ -57,3 +57,18 @@ def test_the_schedulers_that_take_turns_give_the_same_values():
 @pytest.mark.parametrize("what", ["hand", "distopt"])
 def test_the_first_step_is_seen_by_hand_and_by_the_runner(what):
     assert 0 < startup.seconds_to_first_step(what) < 100
+
+
+def _seconds_per_step() -> list[tuple[str, float]]:
+    size = gpt2.Size(vocab_size=256, context=8, width=16, depth=2, heads=2)
+    return gpt2.measure(size, micro_batch=2, steps=3, warm_up=0, backend="eager")
+
+
+@pytest.mark.slow
+def test_gpt2_is_measured_by_hand_and_with_few_and_many_groups():
+    assert [name for name, _ in run_distributed(_seconds_per_step)[0]] == [
+        "by hand",
+        "distopt, one group",
+        "distopt, four groups",
+        "distopt, a group per tensor",
+    ]
