@@ -40,7 +40,7 @@ def small_tensors() -> nn.Module:
 
 
 def byte_gpt() -> nn.Module:
-    """10.7 M parameters."""
+    """10.8 M parameters."""
     return ByteGPT(width=384, depth=6, context=256)
 
 

@@ -39,6 +39,7 @@ NO_DTENSORS = ("Rprop", "SGD fused", "Adagrad fused")
 """Torch's own fail on DTensors: they are held against the same over plain shards."""
 LAYOUTS = {
     "fsdp 2": (2, {"type": "fsdp"}),
+    "offloaded": (2, {"type": "fsdp", "cpu_offload": True}),
     "fsdp 4": (4, {"type": "fsdp"}),
     "hsdp 2x2": (4, {"type": "hsdp", "shard_size": 2}),
 }

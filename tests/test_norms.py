@@ -21,6 +21,7 @@ LAYOUTS = {
     "single": (1, {"type": "single"}),
     "ddp": (2, {"type": "ddp"}),
     "fsdp": (2, {"type": "fsdp"}),
+    "offloaded": (2, {"type": "fsdp", "cpu_offload": True}),
     "fsdp with empty shards": (4, {"type": "fsdp"}),
     "hsdp": (4, {"type": "hsdp", "shard_size": 2}),
 }
