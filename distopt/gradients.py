@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
-from distopt import parallel
+from distopt import norms, parallel
 from distopt.config import ClipGradConfig
 from distopt.data import Step
 from distopt.errors import ConfigError
@@ -26,6 +25,8 @@ class Taken(NamedTuple):
     """The loss and the other scalars, over this rank's micro-batches."""
     grad_norm: Tensor | None = None
     """Of the gradient of all ranks, before clipping."""
+    group_norms: Tensor | None = None
+    """The same of each of the optimizer's groups: (groups,)."""
 
 
 class GradientStep:
@@ -98,11 +99,13 @@ class GradientStep:
         self.scaler.unscale_(self.optimizer)
         if self._habits.counts_items:
             self._divide_by_items(items, step.samples)
-        grad_norm = self._clip(measure)
+        group_norms = self._clip(measure)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        return Taken(means, grad_norm)
+        if means is None or group_norms is None:
+            return Taken()
+        return Taken(means, norms.total_norm(group_norms), group_norms)
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
         """The items of a micro-batch; a dummy has none."""
@@ -129,18 +132,15 @@ class GradientStep:
     def _divide_by_items(self, items: Any, samples: int) -> None:
         total = torch.as_tensor(items, dtype=torch.float32, device=self._device)
         dist.all_reduce(total)
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-        torch._foreach_mul_(local, samples / torch.where(total > 0, total, 1))
+        grads = norms.local_gradients(self._parameters)
+        torch._foreach_mul_(grads, samples / torch.where(total > 0, total, 1))
 
     def _clip(self, measure: bool) -> Tensor | None:
-        """Without `max_norm` the norm is computed only where it is measured."""
-        norm = None
-        clip = self._clip_config
-        if clip and clip.max_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, clip.max_norm)
-        elif measure:
-            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        """The norms of the groups before; without `max_norm` only where they are measured."""
+        groups, clip = self.optimizer.param_groups, self._clip_config
+        found = norms.group_norms(groups) if measure or (clip and clip.max_norm is not None) else None
+        if found is not None and clip and clip.max_norm is not None:
+            norms.clip_by_norm(groups, found, clip.max_norm, per_group=clip.per_group)
         if clip and clip.max_value is not None:
-            nn.utils.clip_grad_value_(self._parameters, clip.max_value)
-        return norm if measure else None
+            norms.clip_by_value(groups, clip.max_value)
+        return found

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -241,9 +240,6 @@ class Runner:
 
     def _log(self, taken: Taken) -> None:
         """Records the step just done, with the values that it used."""
-        grad_norm = taken.grad_norm
-        if isinstance(grad_norm, DTensor):
-            grad_norm = grad_norm.full_tensor()
         assert taken.means is not None
         means, items, [stops] = taken.means.reduce(self._stop_reason is not None)
         loss, groups = means.pop("loss"), self.optimizer.param_groups
@@ -253,7 +249,7 @@ class Runner:
             "loss": loss,
             "lr": {g["name"]: float(g["lr"]) for g in groups if g.get("lr") is not None},
             "weight_decay": {g["name"]: g["weight_decay"] for g in groups if "weight_decay" in g},
-            "grad_norm": None if grad_norm is None else float(grad_norm),
+            "grad_norm": None if taken.grad_norm is None else float(taken.grad_norm),
             "perf": self.throughput.measure(self.step),
         }
         if means:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import gpt2, overhead, schedule, startup
+from benchmarks import gpt2, optimizer, overhead, schedule, startup
 from tests.kit import run_distributed
 
 TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_size=8)
@@ -20,6 +20,18 @@ def test_overhead_has_a_line_for_each_strategy_with_both_times_and_their_ratio(s
     line = overhead.line(row)
     assert line.split(" | ")[:2] == [f"| {strategy}", "tiny"]
     assert {text.count("|") for text in (*overhead.HEAD.splitlines(), line)} == {8}
+
+
+def _optimizer_rows() -> list[optimizer.Row]:
+    stepped = [optimizer.stepping("small", name, turns=2) for name in optimizer.OPTIMIZERS]
+    return [*stepped, optimizer.clipping("small", turns=2)]
+
+
+def test_the_optimizers_on_shards_and_on_dtensors_have_a_line_each():
+    rows = run_distributed(_optimizer_rows)[0]
+    assert [row.what for row in rows] == [*optimizer.OPTIMIZERS, "clipping"]
+    assert all(len(row.on_dtensors) == len(row.on_shards) == 2 for row in rows)
+    assert {text.count("|") for text in (*optimizer.HEAD.splitlines(), *map(optimizer.line, rows))} == {7}
 
 
 def test_the_hand_written_loop_has_the_groups_and_the_schedule_of_the_config(tmp_path):

@@ -329,7 +329,7 @@ def test_a_constructor_that_names_an_optimizer_there_is_not_is_told_so():
 
 def _refusal_of_a_part() -> str:
     model = tiny()
-    cfg = with_keys({"positions": {"type": "Rprop"}})
+    cfg = with_keys({"positions": {"type": "Adafactor"}})
     groups = Configured(model, validate(OptimizerConfig, cfg))
     with pytest.raises(ConfigError) as caught:
         groups.bind(parallel.wrap(model, StrategyConfig(type="fsdp"), torch.device("cpu")))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distopt import ConfigError, parallel
+from distopt import ConfigError, build_optimizer, parallel
 from distopt.config import ClipGradConfig, StrategyConfig
 from distopt.data import MicroBatch, Step
 from distopt.gradients import GradientStep
@@ -139,6 +139,32 @@ def test_the_norm_is_that_of_the_whole_gradient_and_clipping_scales_it(strategy,
     for gradient, _, found in run_distributed(take, UNEVEN, strategy, counts, "fp32", clip):
         assert found == pytest.approx(norm, rel=1e-4)
         close(gradient, {name: value / 2 for name, value in expected.items()})
+
+
+def take_with_two_optimizers(strategy: str, max_norm: float) -> tuple[list[float], list[float], float]:
+    """The norm of what each of two groups, of an optimizer each, was moved by; their norms; that of all."""
+    model = Net()
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
+    keys = {"layers.2": {"type": "SGD", "lr": 1.0, "momentum": 0.9}}
+    optimizer = build_optimizer(wrapped, {"type": "SGD", "lr": 1.0, "paramwise_cfg": {"custom_keys": keys}})
+    before = {name: full(p).clone() for name, p in model.named_parameters()}
+    clip = ClipGradConfig(max_norm=max_norm, per_group=True)
+    step = GradientStep(Objective(wrapped), optimizer, precision="fp32", clip=clip, device=CPU)
+    rows = EVEN[dist.get_rank()][0]
+    batch = Step([MicroBatch((ROWS[list(rows)], MASK[list(rows)]), len(rows))], 12)
+    step.rehearse(batch)
+    taken = step.take(batch, measure=True)
+    moved = {name: before[name] - full(p) for name, p in model.named_parameters()}
+    moves = [[moved[name].flatten() for name in group["param_names"]] for group in optimizer.param_groups]
+    return [torch.cat(m).norm().item() for m in moves], taken.group_norms.tolist(), taken.grad_norm.item()
+
+
+@strategies
+def test_each_group_is_clipped_by_its_own_norm(strategy):
+    for moves, norms, norm in run_distributed(take_with_two_optimizers, strategy, 1e-3):
+        assert min(norms) > 1e-3
+        assert moves == pytest.approx([1e-3, 1e-3], rel=1e-2)
+        assert norm == pytest.approx(sum(n * n for n in norms) ** 0.5)
 
 
 @strategies

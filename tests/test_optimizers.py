@@ -16,7 +16,7 @@ from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
 REFUSED = {"LBFGS": "needs a closure", "SparseAdam": "needs sparse gradients"}
-NOT_SHARDED = ["Adafactor", "Rprop"]  # torch's own fail on DTensors
+NOT_SHARDED = ["Adafactor"]  # not element-wise, and torch's own fails on DTensors
 TRAINED = sorted(set(short_names("optimizer")) - set(REFUSED))
 ARGUMENTS = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adafactor": {"weight_decay": 0.1}}
 

@@ -67,7 +67,8 @@ def with_fused(
 
     The fused kernel is the fastest on every device; torch takes it only when told to. It reads memory without
     regard to strides, and takes no mixture of DTensors and plain tensors, as tensor parallelism leaves. Those
-    of SGD and Adagrad take no sparse gradients, and no DTensors: they are for the user to ask for.
+    of SGD and Adagrad take no sparse gradients, and no DTensors where these are stepped as such: they are for
+    the user to ask for.
 
     Args:
         optimizer: The class.

@@ -12,6 +12,7 @@ from distopt.config import Component, OptimizerConfig
 from distopt.errors import ConfigError
 from distopt.optim.arguments import defaults_of, with_fused
 from distopt.optim.composite import CompositeOptimizer
+from distopt.optim.local_shards import step_local_shards
 from distopt.optim.plan import Group, Plan
 from distopt.optim.rules import CUSTOM_KEYS
 
@@ -50,6 +51,7 @@ def construct(
     for group in built.param_groups:
         if group.get("capturable"):  # a CUDA graph reads lr where it was when the graph was captured
             group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+    step_local_shards(built)
     return built
 
 

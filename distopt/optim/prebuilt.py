@@ -14,6 +14,7 @@ from distopt.errors import ConfigError, listed
 from distopt.optim.arguments import check_steps_once
 from distopt.optim.bind import bind
 from distopt.optim.census import Entry, take_census
+from distopt.optim.local_shards import step_local_shards
 from distopt.optim.plan import Group, Plan, free_name
 
 _NO_OPTIONS = ("params", "name", "param_names", "initial_lr")
@@ -103,6 +104,7 @@ class Prebuilt:
                         key: _like(parameter, fqn, key, value, group) for key, value in values.items()
                     }
             group["params"][:] = live.values()
+        step_local_shards(self.optimizer)
         return self.optimizer
 
 

@@ -1,0 +1,116 @@
+"""Norms of gradients that may be sharded, from each rank's shards, by one small collective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate
+
+Groups = Sequence[Mapping[str, Any]]
+"""`param_groups` of an optimizer."""
+
+
+@torch.no_grad()
+def group_norms(groups: Groups) -> Tensor:
+    """The norm of each group's gradient over all ranks, on the gradients' device; every rank calls it.
+
+    Squares are added up over the ranks among which a gradient is sharded, all groups in one collective (one
+    more for each further way of sharding); what every rank has whole counts once. The host waits for nothing.
+
+    Returns:
+        Of shape (groups,); 0 where no parameter of a group has a gradient.
+    """
+    by_ranks: dict[tuple[dist.ProcessGroup, ...], list[list[Tensor]]] = {}
+    by_layout: dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[list[Tensor]]] = {}
+    for i, group in enumerate(groups):
+        for param in group["params"]:
+            grad = param.grad
+            # Without a gradient here, too: other ranks may have one, and the collectives are to be the same.
+            like = param if grad is None else grad
+            layout = (like.device_mesh, like.placements) if isinstance(like, DTensor) else None
+            if layout not in by_layout:
+                ranks = _sharded_among(*layout) if layout else ()
+                by_layout[layout] = by_ranks.setdefault(ranks, [[] for _ in groups])
+            if grad is not None:
+                by_layout[layout][i].append(_summed(grad).to_local() if layout else grad)
+    cells = [cell for by_group in by_ranks.values() for cell in by_group]
+    norms = _norms([grad for cell in cells for grad in cell], like=groups[0]["params"][0])
+    of_cells = torch._foreach_norm(norms.split_with_sizes([len(cell) for cell in cells]))
+    squares = torch.stack(of_cells).square().view(len(by_ranks), len(groups))
+    for row, ranks in zip(squares, by_ranks, strict=True):
+        for process_group in ranks:
+            dist.all_reduce(row, group=process_group)
+    return squares.sum(0).sqrt()
+
+
+def total_norm(norms: Tensor) -> Tensor:
+    """That over all groups, from theirs."""
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm
+
+
+@torch.no_grad()
+def local_gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's part of the gradients that there are: what is done to it is done to them."""
+    grads = [p.grad for p in params]
+    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads if grad is not None]
+
+
+@torch.no_grad()
+def clip_by_norm(groups: Groups, norms: Tensor, max_norm: float, *, per_group: bool = False) -> None:
+    """Scales gradients down in place, as `torch.nn.utils.clip_grad_norm_` does.
+
+    Args:
+        groups: Whose gradients are scaled.
+        norms: What `group_norms` has found. An infinite one makes gradients 0, one that is no number makes
+            them none.
+        max_norm: The greatest that the norm over all groups may have; or, `per_group`, each group's own.
+        per_group: See there.
+    """
+    gradients = [local_gradients(group["params"]) for group in groups]
+    if not per_group:
+        gradients, norms = [[grad for of_group in gradients for grad in of_group]], total_norm(norms)[None]
+    scales = (max_norm / (norms + 1e-6)).clamp(max=1)
+    for of_group, scale in zip(gradients, scales, strict=True):
+        if of_group:
+            torch._foreach_mul_(of_group, scale)
+
+
+@torch.no_grad()
+def clip_by_value(groups: Groups, max_value: float) -> None:
+    """Cuts each element of the gradients, in place, to between -`max_value` and `max_value`."""
+    gradients = [grad for group in groups for grad in local_gradients(group["params"])]
+    if gradients:
+        torch._foreach_clamp_min_(gradients, -max_value)
+        torch._foreach_clamp_max_(gradients, max_value)
+
+
+def _sharded_among(mesh: DeviceMesh, placements: tuple[Placement, ...]) -> tuple[dist.ProcessGroup, ...]:
+    """Over which squares of shards add up to those of the whole."""
+    dims = (dim for dim, placement in enumerate(placements) if not _is_whole(placement))
+    return tuple(mesh.get_group(dim) for dim in dims)
+
+
+def _is_whole(placement: Placement) -> bool:
+    """Whether a rank has, or after `_summed` will have, all there is."""
+    return placement.is_replicate() or placement.is_partial()
+
+
+def _summed(grad: DTensor) -> DTensor:
+    """The terms of a sum over ranks are added up first: the square of a sum is not the sum of squares."""
+    if any(placement.is_partial() for placement in grad.placements):
+        return grad.redistribute(placements=[Replicate() if _is_whole(p) else p for p in grad.placements])
+    return grad
+
+
+def _norms(tensors: list[Tensor], like: Tensor) -> Tensor:
+    """One of each tensor, of half precision in fp32."""
+    if not tensors:
+        return torch.zeros(0, device=like.device)
+    real = {tensor.dtype for tensor in tensors} <= {torch.float32, torch.float16, torch.bfloat16}
+    return torch.stack(torch._foreach_norm(tensors, 2, torch.float32 if real else None))
