@@ -62,7 +62,7 @@ class GradientStep:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._habits: Habits
 
-    def rehearse(self, step: Step) -> None:
+    def rehearse(self, step: Step) -> Habits:
         """Learns what the model returns from the first micro-batch; to be called once, before any step.
 
         Raises:
@@ -72,6 +72,7 @@ class GradientStep:
         self._habits = rehearse(
             self.objective, self.optimizer, batch, precision=self._precision, device=self._device
         )
+        return self._habits
 
     def take(self, step: Step, measure: bool) -> Taken:
         """Takes a step, and leaves no gradients.
@@ -79,6 +80,10 @@ class GradientStep:
         Args:
             step: This rank's micro-batches of a global batch; equally many on every rank.
             measure: Whether to find out what `Taken` tells.
+
+        Raises:
+            ConfigError: The model does not return what it did at first, or uses fewer parameters than DDP
+                waits for.
         """
         means = Means(self._device, self._habits.numbers) if measure else None
         model = self.objective.model
@@ -96,6 +101,7 @@ class GradientStep:
             items = items + weight
             if means is not None:
                 means.add(scalars(outcome), weight)
+        parallel.check_exchanged(model)
         self.scaler.unscale_(self.optimizer)
         if self._habits.counts_items:
             self._divide_by_items(items, step.samples)

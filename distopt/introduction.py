@@ -25,6 +25,8 @@ def introduce(runner: Runner) -> None:
     runner.console.groups(plan.to_dict()["groups"])
     for warning in (*plan.warnings, *runner.schedule.warnings, *start.skipped, *runner.lost):
         logger.warning(warning)
+    for place in runner.habits.graph_breaks:
+        logger.warning("torch.compile breaks the graph, which costs speed, at %s", place)
     for difference in start.differences:
         logger.warning("changed since the last start: %s", difference)
 

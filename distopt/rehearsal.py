@@ -20,6 +20,8 @@ class Habits(NamedTuple):
     """Whether it says `num_items`."""
     numbers: frozenset[str]
     """The loss, and the numbers beside it."""
+    graph_breaks: tuple[str, ...] = ()
+    """Where torch.compile could not go on: `net.py:12: why`."""
 
 
 def rehearse(
@@ -33,7 +35,7 @@ def rehearse(
     """Runs the model on a batch as training will, but for the step; leaves no trace in it.
 
     Raises:
-        ConfigError: As the objective; or DDP would wait for gradients that never come.
+        ConfigError: As the objective; DDP would wait for gradients that never come; torch.compile gave up.
         RuntimeError: Ranks that return different numbers.
     """
     model = objective.model
@@ -43,14 +45,14 @@ def rehearse(
     exchange = parallel.gradient_sync(
         model, enabled=isinstance(model, FSDPModule) or getattr(model, "static_graph", False)
     )
-    with parallel.preserved_buffers(*modules), exchange:
+    with parallel.preserved_buffers(*modules), exchange, parallel.compiling() as graph_breaks:
         with parallel.autocast(precision, device):
             outcome = objective(batch)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
     parallel.check_all_used(model)
     optimizer.zero_grad()
     rng.restore(random_state)
-    habits = Habits(outcome.items is not None, frozenset(scalars(outcome)))
+    habits = Habits(outcome.items is not None, frozenset(scalars(outcome)), tuple(graph_breaks))
     comm.agree(
         {
             "use of num_items": str(habits.counts_items),

@@ -197,7 +197,7 @@ class Runner:
         self.steps = iter(self.batches)
         first = next(self.steps)
         self.steps = chain([first], self.steps)
-        self.gradient_step.rehearse(first)
+        self.habits = self.gradient_step.rehearse(first)
 
     def _resume(self) -> None:
         """Takes up the checkpoint to start from, where there is one, and starts the callbacks."""

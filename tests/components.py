@@ -242,3 +242,17 @@ class PointStream(IterableDataset):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.place = state["place"]
+
+
+class Curious(nn.Module):
+    """Takes points to logits, and looks at a value on the way, which torch.compile cannot follow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(2, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden(x)
+        if hidden.sum() > 0:
+            hidden = hidden + 1
+        return self.out(hidden)

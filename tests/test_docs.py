@@ -11,6 +11,7 @@ import yaml
 
 from distopt.config import OptimizerConfig, load_config, validate
 from distopt.schedule import check_schedule
+from tests.kit import run_torchrun
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,6 +60,15 @@ def test_yaml_examples_are_valid(text, tmp_path):
         validate(OptimizerConfig, fragment["optimizer"], key="optimizer")
     if "param_scheduler" in fragment:
         check_schedule(fragment["param_scheduler"], steps_per_epoch=10, max_steps=1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["strategies", "compile"])
+def test_the_config_of_a_page_trains(page, tmp_path):
+    text = re.search(r"^```yaml\n(.*?)^```", (ROOT / f"docs/{page}.md").read_text(), re.M | re.S)[1]
+    (tmp_path / "cfg.yaml").write_text(text)
+    run = run_torchrun(["cfg.yaml", "max_steps=2", "data.train.limit=64"], cwd=tmp_path, timeout=300)
+    assert run.returncode == 0, run.stderr
 
 
 def load_fragment(text: str) -> dict:
