@@ -226,3 +226,36 @@ def _collectives_of_a_micro_step(strategy: str) -> int:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_gradients_are_not_exchanged_before_the_last_micro_step(strategy):
     assert run_distributed(_collectives_of_a_micro_step, strategy) == [0, 0]
+
+
+class Moody(nn.Module):
+    """Uses its second layer at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.uses_both = nn.Linear(4, 4), nn.Linear(4, 4), True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return (self.second(x) if self.uses_both else x).sum()
+
+
+def _complaint(options: dict[str, Any]) -> tuple[str, str]:
+    model = Moody()
+    wrapped = parallel.wrap(model, StrategyConfig(type="ddp", **options), CPU)
+    for model.uses_both in (True, True, False):
+        wrapped.zero_grad()
+        wrapped(torch.ones(2, 4)).backward()
+        try:
+            parallel.check_exchanged(wrapped)
+        except ConfigError as error:
+            assert not model.uses_both
+            return error.key, error.given
+    raise AssertionError("no complaint")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"), [({}, "strategy"), ({"static_graph": True}, "strategy.static_graph")]
+)
+def test_a_parameter_without_a_gradient_is_named_before_the_step_is_taken(options, key):
+    assert run_distributed(_complaint, options) == [(key, "second.weight, second.bias")] * 2

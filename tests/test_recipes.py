@@ -230,3 +230,37 @@ def test_gpt2_with_a_level_learning_rate(tmp_path, monkeypatch, strategy):
     monkeypatch.setenv("DATA", str(tmp_path))
     run = gpt2_in_small("gpt2_wsd.yaml", tmp_path, strategy)
     assert [row["lr"]["default"] for row in rows(run)] == pytest.approx([3e-7, 6e-7])
+
+
+TINY_LLAMA = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("llama_8b", []), ("llama_8b_hsdp", ["strategy.shard_size=1"])]
+)
+def test_llama(tmp_path, monkeypatch, name, overrides):
+    monkeypatch.setenv("DATA", str(tmp_path))
+    for part in ("train", "val"):
+        np.save(tmp_path / f"{part}.npy", np.random.default_rng(0).integers(64, size=400, dtype=np.uint16))
+
+    run = two_steps(
+        f"{name}.yaml",
+        tmp_path / "run",
+        *[f"model.config.{key}={value}" for key, value in TINY_LLAMA.items()],
+        "data.train.context=16",
+        "data.val.context=16",
+        "data.batch_size=8",
+        "compile={backend: aot_eager}",
+        *overrides,
+    )
+
+    assert losses(run) == pytest.approx([log(64)] * 2, abs=0.3)
+    assert list(groups(run)) == ["embed_tokens", "default", "flat"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from distopt import names
 from distopt.errors import ConfigError, describe, listed
+from distopt.parallel.whole import WholeParameters
 
 
 def materialize(model: nn.Module) -> None:
@@ -18,6 +22,9 @@ def materialize(model: nn.Module) -> None:
     These are set by each module's `reset_parameters()`; then by the model's `init_weights()`, or by its
     `_init_weights(module)` on each module, where it has one. What else its constructor does to values is
     not known here. Ties stay, and so do the values of what is real already.
+
+    Of a model that is sharded (FSDP2) each rank gets its shards, with the values that one process would have
+    given to the whole: all ranks call this, with the same random state.
 
     Raises:
         ConfigError: Something is left without a value, such as a buffer that only the constructor fills.
@@ -29,9 +36,14 @@ def materialize(model: nn.Module) -> None:
     tied = names.ties(walk)
     with torch.no_grad():
         real = {t: t.clone() for visit in walk for t in _own(visit.module) if not t.is_meta}
-        _allocate(unreal)
+        if isinstance(model, FSDPModule):
+            _allocate_shards(model)
+        else:
+            _allocate(unreal)
+    shards = {t for module in unreal for t in _own(module) if isinstance(t, DTensor) and t not in real}
     try:
-        _initialize(model, unreal)
+        with _authors_classes(model), WholeParameters(shards, _unset, _is_unset) as whole:
+            _initialize(model, unreal)
     except Exception as error:
         raise ConfigError("model", f"its initialisation raised {describe(error)}") from error
     with torch.no_grad():
@@ -42,7 +54,8 @@ def materialize(model: nn.Module) -> None:
         visit.prefix + name
         for visit in walk
         for name, tensor in (visit.module._parameters | visit.module._buffers).items()
-        if tensor is not None and visit.module in unreal and tensor not in real and _is_unset(tensor)
+        if tensor is not None and visit.module in unreal and tensor not in real
+        if (tensor in whole.unset if tensor in shards else _is_unset(tensor))
     ]
     if empty:
         raise ConfigError(
@@ -50,6 +63,22 @@ def materialize(model: nn.Module) -> None:
             f"was made on the meta device, and nothing initialises {listed(empty)}",
             allowed="init_weights() of the model or reset_parameters() of its modules; or a model on the CPU",
         )
+
+
+def _allocate_shards(model: FSDPModule) -> None:
+    """As `to_empty` of the model, which would empty what is real, too."""
+    made: dict[Tensor, Tensor] = {}
+
+    def real(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        if tensor not in made:
+            made[tensor] = torch.empty_like(tensor, device="cpu")
+            if not isinstance(tensor, DTensor):
+                made[tensor].fill_(_unset(tensor))
+        return made[tensor]
+
+    model._apply(real)
 
 
 def _allocate(modules: Iterable[nn.Module]) -> None:
@@ -69,10 +98,35 @@ def _allocate(modules: Iterable[nn.Module]) -> None:
                 module._buffers[name] = made[tensor]
 
 
-def _initialize(model: nn.Module, unreal: Iterable[nn.Module]) -> None:
-    for module in unreal:
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
+@contextmanager
+def _authors_classes(model: nn.Module) -> Iterator[None]:
+    """For the block, without the subclasses that FSDP2 makes.
+
+    transformers takes them for a user's own code, whose modules without parameters it does not initialise.
+    """
+    sharded: list[nn.Module] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    classes = {module: type(module) for module in sharded}
+    for module in classes:
+        module.__class__ = names.module_type(module)
+    try:
+        yield
+    finally:
+        for module, cls in classes.items():
+            module.__class__ = cls
+
+
+def _initialize(model: nn.Module, unreal: Collection[nn.Module]) -> None:
+    done = set()
+
+    def reset(module: nn.Module) -> None:
+        if module in unreal and module not in done:
+            done.add(module)
+            for name in ("reset_parameters", "_reset_parameters"):  # the latter is MultiheadAttention's
+                if callable(function := getattr(module, name, None)):
+                    function()
+                    return
+
+    model.apply(reset)  # children first, as constructors do
     init_weights, init_module = getattr(model, "init_weights", None), getattr(model, "_init_weights", None)
     if callable(init_weights):
         init_weights()
