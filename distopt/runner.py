@@ -148,12 +148,16 @@ class Runner:
         config = self.config
         comm.agree(
             {
-                "checkpoint to start from": str(self.start.checkpoint),
-                "length of the run": str(self.max_steps),
                 "number of training samples": str(length(self.train_data)),
                 "number of validation samples": str(self.val_data is not None and length(self.val_data)),
+                "checkpoint to start from": str(self.start.checkpoint),
+                "length of the run": str(self.max_steps),
                 "state of the optimizer": self.groups.state_summary(),
-            }
+            },
+            keys={
+                "number of training samples": "data.train",
+                "number of validation samples": "data.val",
+            },
         )
         check_agreement(self.plan)
         if config.sync_batchnorm:

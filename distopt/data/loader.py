@@ -16,7 +16,7 @@ from distopt.data.device import prefetch
 from distopt.data.fetch import Loader, MapReader, Reader
 from distopt.data.passes import START
 from distopt.data.sampler import Draw, GlobalBatchSampler, batches, check_length
-from distopt.data.stream import ShardReader, StreamReader, is_stream
+from distopt.data.stream import ShardReader, StreamReader, check_alike, is_stream
 from distopt.errors import ConfigError
 
 _WITHOUT_END = range(sys.maxsize)  # and, unlike itertools.count, iterated as often as one likes
@@ -57,7 +57,7 @@ class TrainLoader:
 
     Raises:
         ConfigError: The batch is larger than the dataset; while iterating, whatever goes wrong in the user's
-            dataset and collate.
+            dataset and collate, or ranks that read different streams.
     """
 
     def __init__(
@@ -146,6 +146,8 @@ class TrainLoader:
             drawn = [draw for draw in islice(draws, self._layout.accumulation) if draw]
             for draw in drawn:
                 state = self._after(state, draw)
+            if self._streams and not self._shards:
+                check_alike("data.train", drawn[0].total, drawn[0].epoch)
             micro_batches = [MicroBatch(draw.content, draw.samples) for draw in drawn]
             yield Step(micro_batches, drawn[0].total), drawn[-1].epoch, state
 
@@ -199,7 +201,8 @@ class EvalLoader:
         collate: Makes a batch of a list of samples; None for torch's default_collate.
 
     Raises:
-        ConfigError: While iterating: whatever goes wrong in the user's dataset and collate.
+        ConfigError: While iterating: whatever goes wrong in the user's dataset and collate, or ranks that
+            read different streams.
     """
 
     def __init__(
@@ -216,7 +219,8 @@ class EvalLoader:
         layout = BatchLayout(world * size, size, accumulation=1, world=world)
         reader: Reader
         requests: Iterable[Any] = _WITHOUT_END
-        if is_stream(dataset):
+        self._streams = is_stream(dataset)
+        if self._streams:
             reader = StreamReader(dataset=dataset, layout=layout, rank=rank, key="data.val", endless=False)
         else:
             reader = MapReader(dataset, "data.val")
@@ -236,6 +240,8 @@ class EvalLoader:
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         for draw in self._loader:
+            if self._streams:
+                check_alike("data.val", draw.total if draw else 0)
             if draw is None:  # the end of a stream's pass
                 return
             yield MicroBatch(draw.content, draw.samples)
