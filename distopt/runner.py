@@ -22,6 +22,7 @@ from distopt.evaluation import Evaluation
 from distopt.faults import check_signals, held_signals
 from distopt.gradients import GradientStep, Taken
 from distopt.introduction import introduce
+from distopt.mistakes import shared_mistakes
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
@@ -78,14 +79,14 @@ class Runner:
         self._prepare()
         with comm.process_group(self.world):
             try:
-                with held_signals():
+                with shared_mistakes(), held_signals():
                     self._assemble()
             except ConfigError:
                 raise
             except Exception:  # a fault is left on record, unlike a mistake
                 with self._record():
                     raise
-            with self._record() as self.recording, held_signals():
+            with self._record() as self.recording, shared_mistakes(), held_signals():
                 introduce(self)
                 self._loop()
             parallel.release(self.wrapped)
