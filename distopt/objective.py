@@ -71,10 +71,24 @@ class Objective:
             fields = _fields(output)
         return Outcome(self._checked(output, fields), fields.get("num_items"), fields, prediction, target)
 
-    def check(self, batch: Any) -> None:
-        """Says whether the model's forward takes such a batch, without running it."""
-        arguments, keywords, _ = self._split(batch)
-        check_call(self.model, arguments, keywords)
+    def check(self, batch: Any | None, key: str | None = None) -> None:
+        """Says whether the model's forward takes such a batch, without running it; None is no batch.
+
+        Args:
+            batch: As the loaders give it.
+            key: The config key to blame, where it is not the model's or the loss's fault.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        if batch is None:
+            return
+        try:
+            arguments, keywords, _ = self._split(batch)
+            check_call(self.model, arguments, keywords)
+        except ConfigError as error:
+            error.key = key or error.key
+            raise
 
     def _split(self, batch: Any) -> tuple[Sequence[Any], dict[str, Any], Any]:
         """A batch as the model's arguments and keywords, and the target."""

@@ -126,7 +126,7 @@ class Runner:
         self.callbacks = Callbacks({"": BestValues()} | parts.callbacks(config, callbacks))
 
     def _open_data(self) -> None:
-        """The loaders, and a first batch for the model's signature."""
+        """The loaders, and a first batch of each for the model's signature."""
         config = self.config
         loading: dict[str, Any] = {
             "rank": self.world.rank,
@@ -140,9 +140,10 @@ class Runner:
         if self.val_data is not None:
             self.eval_batches = EvalLoader(self.val_data, self.layout, **loading)
         self.steps_per_epoch = self.batches.steps_per_epoch
-        batch = self.batches.first_batch()
-        if batch is not None:
-            Objective(self.model, self.loss).check(batch)
+        objective = Objective(self.model, self.loss)
+        objective.check(self.batches.first_batch())
+        if config.eval:
+            objective.check(self.eval_batches.first_batch(), key="data.val")
 
     def _assemble(self) -> None:
         """Wrap, bind, schedule, resume: in this order, since each reads what the one before made."""

@@ -1,4 +1,4 @@
-"""The config's training data, for telling how long the run is."""
+"""The config's data as a run in one process would load it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from distopt import parts
 from distopt.config import Config, batch_layout
-from distopt.data import TrainLoader
+from distopt.data import EvalLoader, TrainLoader
 
 
 def train_batches(config: Config, train_data: Dataset[Any]) -> TrainLoader:
@@ -23,6 +23,15 @@ def train_batches(config: Config, train_data: Dataset[Any]) -> TrainLoader:
         collate=parts.collate(config),
         drop_last=config.data.drop_last,
     )
+
+
+def val_batches(config: Config, val_data: Dataset[Any]) -> EvalLoader:
+    """The validation data cut into micro-batches.
+
+    Raises:
+        ConfigError: `data.collate` cannot be built.
+    """
+    return EvalLoader(val_data, batch_layout(config, world=1), collate=parts.collate(config))
 
 
 def run_length(config: Config, steps_per_epoch: int | None) -> int:

@@ -104,11 +104,7 @@ class TrainLoader:
         Raises:
             ConfigError: The dataset or the collate raised.
         """
-        if self._streams:
-            return None
-        ids = range(min(self._layout.micro_batch_size, len(self._dataset)))
-        samples = MapReader(self._dataset, "data.train").samples(ids)
-        return make_batch(samples, ids, self._collate, "data.train")
+        return _first_batch(self._dataset, "data.train", self._layout, self._collate)
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the step last yielded, whatever has been read ahead: plain data, of this rank."""
@@ -225,6 +221,9 @@ class EvalLoader:
         else:
             reader = MapReader(dataset, "data.val")
             requests = list(batches(np.arange(len(dataset)), layout, rank))
+        self._dataset = dataset
+        self._layout = layout
+        self._collate = collate
         self._device = torch.device(device)
         self._loader = Loader(
             reader,
@@ -238,6 +237,10 @@ class EvalLoader:
     def __iter__(self) -> Iterator[MicroBatch]:
         return prefetch(self._micro_batches(), self._device)
 
+    def first_batch(self) -> Any | None:
+        """As `TrainLoader.first_batch`."""
+        return _first_batch(self._dataset, "data.val", self._layout, self._collate)
+
     def _micro_batches(self) -> Iterator[MicroBatch]:
         for draw in self._loader:
             if self._streams:
@@ -245,6 +248,13 @@ class EvalLoader:
             if draw is None:  # the end of a stream's pass
                 return
             yield MicroBatch(draw.content, draw.samples)
+
+
+def _first_batch(dataset: Any, key: str, layout: BatchLayout, collate: Collate | None) -> Any | None:
+    if is_stream(dataset):
+        return None
+    ids = range(min(layout.micro_batch_size, len(dataset)))
+    return make_batch(MapReader(dataset, key).samples(ids), ids, collate, key)
 
 
 def length(dataset: Any) -> int | None:
