@@ -120,7 +120,7 @@ class Objective:
 
     def _checked(self, output: Any, fields: Mapping[str, Any]) -> Tensor:
         loss = fields.get("loss", output)
-        is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
+        is_scalar = isinstance(loss, Tensor) and loss.ndim == 0 and not loss.is_complex()
         returned_by = names.unwrap(self.model) if self.loss is None else self.loss
         key = "model" if self.loss is None else "loss"
         if is_scalar and (loss.requires_grad or not torch.is_grad_enabled()):
@@ -140,6 +140,8 @@ class Objective:
             problem = (
                 f"{_name(returned_by)} returned a loss without a gradient: no parameter has a part in it"
             )
+        elif isinstance(loss, Tensor) and loss.is_complex():
+            problem = f"{_name(returned_by)} returned a complex loss"
         allowed = "a 0-dimensional tensor, or a mapping or object with such a `loss`"
         if self.loss is None:
             allowed += "; or `loss: {type: …}`, to be called with the output and the batch's target"

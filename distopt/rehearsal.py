@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distopt import comm, names, parallel
 from distopt.checkpoint import rng
 from distopt.errors import ConfigError
-from distopt.objective import Objective, scalars
+from distopt.objective import Objective, Outcome, scalars
 
 
 class Habits(NamedTuple):
@@ -35,7 +35,7 @@ def rehearse(
     """Runs the model on a batch as training will, but for the step; leaves no trace in it.
 
     Raises:
-        ConfigError: As the objective; or DDP would wait for gradients that never come.
+        ConfigError: As the objective; less than no items; or DDP would wait for gradients that never come.
         RuntimeError: Ranks that return different numbers.
     """
     model = objective.model
@@ -46,6 +46,7 @@ def rehearse(
     with parallel.preserved_buffers(*modules), exchange:
         with parallel.autocast(precision, device):
             outcome = objective(batch)
+        _check_items(objective, outcome)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
     if isinstance(model, DistributedDataParallel) and not model.find_unused_parameters:
         _check_all_used(model)
@@ -59,6 +60,16 @@ def rehearse(
         }
     )
     return habits
+
+
+def _check_items(objective: Objective, outcome: Outcome) -> None:
+    if outcome.items is None:
+        return
+    items = torch.as_tensor(outcome.items).detach().item()
+    if not items >= 0:  # as no number is, either
+        key = "model" if objective.loss is None else "loss"
+        problem = "returned a num_items that is no number of items"
+        raise ConfigError(key, problem, given=items, allowed="0 or more")
 
 
 def _check_all_used(model: nn.Module) -> None:

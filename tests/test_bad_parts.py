@@ -54,6 +54,8 @@ class Net(nn.Module):
             "nothing": None,
             "logits": {"logits": error},
             "constant": error.mean().detach(),
+            "negative": {"loss": error.mean(), "num_items": -1},
+            "uncounted": {"loss": error.mean(), "num_items": error.sum() * float("nan")},
         }[self.result]
 
 
@@ -131,6 +133,16 @@ BAD = {
         {"model": model(result="constant")},
         "model: Net.forward returned a loss without a gradient",
         "Tensor of shape ()",
+    ),
+    "less than no items": (
+        {"model": model(result="negative")},
+        "model: returned a num_items that is no number of items",
+        "0 or more",
+    ),
+    "no number of items": (
+        {"model": model(result="uncounted")},
+        "model: returned a num_items that is no number of items",
+        "0 or more",
     ),
     "an unused parameter": (
         {"model": {"type": f"{HERE}:Partly"}},
