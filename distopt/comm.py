@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import faulthandler
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from distopt.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -101,18 +104,37 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def agree(facts: dict[str, str]) -> None:
+def agree(facts: dict[str, str], keys: Mapping[str, str] = MappingProxyType({})) -> None:
     """Proves that every rank holds the same `facts`, before the first collective that depends on them.
 
     Args:
         facts: What must be the same (`"plan"`, `"resume"`) → its value on this rank.
+        keys: Those of them that are the user's → the config key.
 
     Raises:
+        ConfigError: As below, for a fact of the user's.
         RuntimeError: On every rank, naming the fact and the ranks that hold something else than rank 0.
     """
     everyones = gather(facts)
     for what, value in everyones[0].items():
         odd = [rank for rank, theirs in enumerate(everyones) if theirs[what] != value]
         if odd:
+            problem = f"the ranks do not agree on the {what}"
             values = ", ".join(f"rank {rank}: {everyones[rank][what]}" for rank in [0, *odd[:3]])
-            raise RuntimeError(f"the ranks do not agree on the {what} ({values})")
+            if what in keys:
+                raise ConfigError(keys[what], problem, given=values, allowed="the same on every rank")
+            raise RuntimeError(f"{problem} ({values})")
+
+
+def differing(numbers: Sequence[int]) -> list[list[int]] | None:
+    """Every rank's `numbers`, by rank, where they are not the same on all; None where they are.
+
+    One small collective, on the CPU: the device goes on meanwhile. A process without a group is alone.
+    """
+    if not dist.is_initialized():
+        return None
+    mine = torch.tensor(numbers, dtype=torch.int64)
+    bounds = torch.cat([mine, -mine])
+    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    largest, smallest = bounds.chunk(2)
+    return None if torch.equal(largest, -smallest) else gather(list(numbers))

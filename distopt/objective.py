@@ -71,10 +71,24 @@ class Objective:
             fields = _fields(output)
         return Outcome(self._checked(output, fields), fields.get("num_items"), fields, prediction, target)
 
-    def check(self, batch: Any) -> None:
-        """Says whether the model's forward takes such a batch, without running it."""
-        arguments, keywords, _ = self._split(batch)
-        check_call(self.model, arguments, keywords)
+    def check(self, batch: Any | None, key: str | None = None) -> None:
+        """Says whether the model's forward takes such a batch, without running it; None is no batch.
+
+        Args:
+            batch: As the loaders give it.
+            key: The config key to blame, where it is not the model's or the loss's fault.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        if batch is None:
+            return
+        try:
+            arguments, keywords, _ = self._split(batch)
+            check_call(self.model, arguments, keywords)
+        except ConfigError as error:
+            error.key = key or error.key
+            raise
 
     def _split(self, batch: Any) -> tuple[Sequence[Any], dict[str, Any], Any]:
         """A batch as the model's arguments and keywords, and the target."""
@@ -106,7 +120,7 @@ class Objective:
 
     def _checked(self, output: Any, fields: Mapping[str, Any]) -> Tensor:
         loss = fields.get("loss", output)
-        is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
+        is_scalar = isinstance(loss, Tensor) and loss.ndim == 0 and not loss.is_complex()
         returned_by = names.unwrap(self.model) if self.loss is None else self.loss
         key = "model" if self.loss is None else "loss"
         if is_scalar and (loss.requires_grad or not torch.is_grad_enabled()):
@@ -126,6 +140,8 @@ class Objective:
             problem = (
                 f"{_name(returned_by)} returned a loss without a gradient: no parameter has a part in it"
             )
+        elif isinstance(loss, Tensor) and loss.is_complex():
+            problem = f"{_name(returned_by)} returned a complex loss"
         allowed = "a 0-dimensional tensor, or a mapping or object with such a `loss`"
         if self.loss is None:
             allowed += "; or `loss: {type: …}`, to be called with the output and the batch's target"

@@ -10,7 +10,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from distopt import comm, parallel
 from distopt.checkpoint import rng
-from distopt.objective import Objective, scalars
+from distopt.errors import ConfigError
+from distopt.objective import Objective, Outcome, scalars
 
 
 class Habits(NamedTuple):
@@ -35,7 +36,8 @@ def rehearse(
     """Runs the model on a batch as training will, but for the step; leaves no trace in it.
 
     Raises:
-        ConfigError: As the objective; DDP would wait for gradients that never come; torch.compile gave up.
+        ConfigError: As the objective; less than no items; DDP would wait for gradients that never come;
+            torch.compile gave up.
         RuntimeError: Ranks that return different numbers.
     """
     model = objective.model
@@ -48,6 +50,7 @@ def rehearse(
     with parallel.preserved_buffers(*modules), exchange, parallel.compiling() as graph_breaks:
         with parallel.autocast(precision, device):
             outcome = objective(batch)
+        _check_items(objective, outcome)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
     parallel.check_all_used(model)
     optimizer.zero_grad()
@@ -60,3 +63,13 @@ def rehearse(
         }
     )
     return habits
+
+
+def _check_items(objective: Objective, outcome: Outcome) -> None:
+    if outcome.items is None:
+        return
+    items = torch.as_tensor(outcome.items).detach().item()
+    if not items >= 0:  # as no number is, either
+        key = "model" if objective.loss is None else "loss"
+        problem = "returned a num_items that is no number of items"
+        raise ConfigError(key, problem, given=items, allowed="0 or more")

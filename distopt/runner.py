@@ -21,6 +21,7 @@ from distopt.evaluation import Evaluation
 from distopt.faults import check_signals, held_signals
 from distopt.gradients import GradientStep, Taken
 from distopt.introduction import introduce
+from distopt.mistakes import shared_mistakes
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
@@ -77,14 +78,14 @@ class Runner:
         self._prepare()
         with comm.process_group(self.world):
             try:
-                with held_signals():
+                with shared_mistakes(), held_signals():
                     self._assemble()
             except ConfigError:
                 raise
             except Exception:  # a fault is left on record, unlike a mistake
                 with self._record():
                     raise
-            with self._record() as self.recording, held_signals():
+            with self._record() as self.recording, shared_mistakes(), held_signals():
                 introduce(self)
                 self._loop()
             parallel.release(self.wrapped)
@@ -124,7 +125,7 @@ class Runner:
         self.callbacks = Callbacks({"": BestValues()} | parts.callbacks(config, callbacks))
 
     def _open_data(self) -> None:
-        """The loaders, and a first batch for the model's signature."""
+        """The loaders, and a first batch of each for the model's signature."""
         config = self.config
         loading: dict[str, Any] = {
             "rank": self.world.rank,
@@ -138,21 +139,26 @@ class Runner:
         if self.val_data is not None:
             self.eval_batches = EvalLoader(self.val_data, self.layout, **loading)
         self.steps_per_epoch = self.batches.steps_per_epoch
-        batch = self.batches.first_batch()
-        if batch is not None:
-            Objective(self.model, self.loss).check(batch)
+        objective = Objective(self.model, self.loss)
+        objective.check(self.batches.first_batch())
+        if config.eval:
+            objective.check(self.eval_batches.first_batch(), key="data.val")
 
     def _assemble(self) -> None:
         """Wrap, bind, schedule, resume: in this order, since each reads what the one before made."""
         config = self.config
         comm.agree(
             {
-                "checkpoint to start from": str(self.start.checkpoint),
-                "length of the run": str(self.max_steps),
                 "number of training samples": str(length(self.train_data)),
                 "number of validation samples": str(self.val_data is not None and length(self.val_data)),
+                "checkpoint to start from": str(self.start.checkpoint),
+                "length of the run": str(self.max_steps),
                 "state of the optimizer": self.groups.state_summary(),
-            }
+            },
+            keys={
+                "number of training samples": "data.train",
+                "number of validation samples": "data.val",
+            },
         )
         check_agreement(self.plan)
         if config.sync_batchnorm:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from distopt import cli
 from distopt import train as worker
 from tests.runs import write_config
 
@@ -53,6 +54,8 @@ class Net(nn.Module):
             "nothing": None,
             "logits": {"logits": error},
             "constant": error.mean().detach(),
+            "negative": {"loss": error.mean(), "num_items": -1},
+            "uncounted": {"loss": error.mean(), "num_items": error.sum() * float("nan")},
         }[self.result]
 
 
@@ -131,6 +134,16 @@ BAD = {
         "model: Net.forward returned a loss without a gradient",
         "Tensor of shape ()",
     ),
+    "less than no items": (
+        {"model": model(result="negative")},
+        "model: returned a num_items that is no number of items",
+        "0 or more",
+    ),
+    "no number of items": (
+        {"model": model(result="uncounted")},
+        "model: returned a num_items that is no number of items",
+        "0 or more",
+    ),
     "an unused parameter": (
         {"model": {"type": f"{HERE}:Partly"}},
         "strategy: ddp waits for gradients of every parameter",
@@ -156,6 +169,31 @@ def test_it_is_told_before_anything_is_written(tmp_path, capsys, changes, messag
     assert said.count(message) == 1
     assert hint in said
     assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+VAL = {
+    "other keys": ({"type": f"{HERE}:Mappings", "odd": 0}, {}, "unexpected keyword argument 'z'"),
+    "no target": (
+        {"type": "tests.components:Windows"},
+        {"model": {"type": "torch.nn:Linear", "in_features": 9, "out_features": 1}}
+        | {"loss": {"type": "MSELoss"}}
+        | data(train={"type": "tests.components:Points"}, val={"type": "tests.components:Windows"}),
+        "the batch has no target",
+    ),
+}
+
+
+@pytest.mark.parametrize(("val", "changes", "message"), VAL.values(), ids=VAL)
+def test_validation_data_that_does_not_fit_is_blamed_itself(tmp_path, capsys, val, changes, message):
+    plain = {"optimizer": {"type": "SGD", "lr": 0.1}, "param_scheduler": None, "eval": {"every": 5}}
+    path = write_config(tmp_path, **{"model": model()} | data(val=val) | plain | changes)
+    assert cli.main(["check", "--full", str(path)]) == worker.main([str(path)]) == 2
+    checked, trained = capsys.readouterr().err.split("\n\n", 1)
+    assert f"{checked}\n\n" == trained
+    assert trained.startswith(f"{path}:")
+    assert ": data.val: " in trained
+    assert message in trained
     assert not (tmp_path / "run").exists()
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distopt import ConfigError, Runner, load_config
-from distopt.callbacks import Callback, EarlyStop
+from distopt.callbacks import Callback, EarlyStop, Run
 from tests.components import Recorder, StopOnOneRank
 from tests.kit import run_distributed
 from tests.runs import CONFIG, rows, status, train_alone, write_config
@@ -200,3 +202,51 @@ def test_a_state_that_cannot_be_saved_is_told_before_the_first_step(tmp_path, st
 def test_a_state_may_hold_what_is_no_number(tmp_path):
     train_with(write_config(tmp_path, max_steps=1), Saving({"best": float("nan")}))
     assert status(tmp_path / "run")["state"] == "done"
+
+
+class Noting(Callback):
+    """Puts something into each row."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
+        row["noted"] = self.what
+
+    def on_eval(self, run: Run, row: dict[str, Any]) -> None:
+        row["noted"] = self.what
+
+
+NOTED = {
+    "a tensor": ({"x": torch.tensor(2.5)}, {"x": 2.5}),
+    "a tensor by itself": (torch.tensor(3), 3),
+    "a tensor of one element": ({"x": torch.tensor([2.5])}, {"x": 2.5}),
+    "a NumPy scalar": ({"x": np.float32(0.5), "y": np.int64(3)}, {"x": 0.5, "y": 3}),
+    "nothing": ({"x": None}, {"x": None}),
+    "what is not finite": ([1.0, float("nan")], [1.0, None]),
+    "text": ("a word", "a word"),
+}
+
+
+@pytest.mark.parametrize(("what", "recorded"), NOTED.values(), ids=NOTED)
+def test_what_is_a_number_or_plain_is_recorded(tmp_path, what, recorded):
+    train_with(write_config(tmp_path, max_steps=1, param_scheduler=None), Noting(what))
+    for kind in ("loss", "eval"):
+        assert [row["noted"] for row in rows(tmp_path / "run", kind)] == [recorded]
+
+
+UNRECORDABLE = {
+    "several numbers": ({"x": torch.zeros(3)}, "noted.x", "Tensor of shape (3,)"),
+    "a complex one": ({"x": torch.tensor(1j)}, "noted.x", "Tensor of shape ()"),
+    "text among numbers": ({"x": "a word"}, "noted.x", "str"),
+    "an object": (object(), "noted", "object"),
+}
+
+
+@pytest.mark.parametrize(("what", "name", "kind"), UNRECORDABLE.values(), ids=UNRECORDABLE)
+def test_what_cannot_be_recorded_is_told_of_its_callback(tmp_path, what, name, kind):
+    callbacks = [{"type": "tests.components:Recorder"}]
+    with pytest.raises(ConfigError) as caught:
+        train_with(write_config(tmp_path, callbacks=callbacks), Noting(what))
+    assert f"callbacks.1: puts into a row what is no number: {name}\n  given:    " in str(caught.value)
+    assert kind in str(caught.value)

@@ -198,6 +198,21 @@ def test_a_full_check_holds_the_optimizer_and_its_rules_against_the_model(compla
     assert "optimizer.paramwise_cfg.custom_keys.haed: " in complaint("--full", custom_keys)
 
 
+EARLY_STOP = "callbacks=[{type: EarlyStop, metric: acuracy}]"
+
+
+def test_a_full_check_warns_of_a_metric_that_only_the_model_could_return(cfg, capsys):
+    metrics = "eval={every: 5, metrics: {accuracy: {type: Accuracy, task: binary}}}"
+    assert main(["check", cfg, "--full", EARLY_STOP, metrics, "data.val={type: StdlibText}"]) == 0
+    said = capsys.readouterr().out
+    assert "warning: callbacks.0: metric 'acuracy' is not among loss, accuracy; it has to be" in said
+
+
+def test_a_full_check_knows_that_without_evaluation_there_is_no_metric(complaint):
+    said = complaint("--full", EARLY_STOP, "eval=null")
+    assert "callbacks.0.metric: evaluation produces no such metric" in said
+
+
 def test_a_full_check_reads_epochs_from_the_data(cfg):
     assert main(["check", cfg, "--full", "param_scheduler=[{type: CosineAnnealingLR, by_epoch: true}]"]) == 0
 

@@ -54,3 +54,20 @@ def test_a_process_group_needs_no_launcher(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[2.0] 1", "False"]
+
+
+def _differing(numbers: list[list[int]]) -> list[list[int]] | None:
+    return comm.differing(numbers[dist.get_rank()])
+
+
+def test_numbers_that_are_the_same_do_not_differ():
+    assert run_distributed(_differing, [[3, -4], [3, -4]]) == [None, None]
+
+
+@pytest.mark.parametrize("numbers", [[[3, 4], [3, 5]], [[3, 4], [4, 3]], [[-1, 0], [1, 0]]])
+def test_numbers_that_differ_are_told_of_every_rank(numbers):
+    assert run_distributed(_differing, numbers) == [numbers, numbers]
+
+
+def test_a_process_without_a_group_differs_from_nobody():
+    assert comm.differing([1, 2]) is None

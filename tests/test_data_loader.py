@@ -103,14 +103,18 @@ class Augmented(Numbers):
         return torch.tensor([index, random.random(), np.random.rand(), torch.rand(())], dtype=torch.float64)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers_then", [1, 2])
-def test_random_augmentation_in_workers_is_continued_exactly(workers_then):
+WORKERS = pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+
+
+@pytest.mark.parametrize(
+    ("workers", "workers_then"), [(0, 0), *(pytest.param(2, n, marks=pytest.mark.slow) for n in (0, 1, 2))]
+)
+def test_random_augmentation_is_continued_exactly(workers, workers_then):
     def loader(num_workers):
         return TrainLoader(Augmented(26), layout(8, micro_batch_size=4), seed=3, num_workers=num_workers)
 
-    uninterrupted = steps(loader(2), 9)
-    stopped = loader(2)
+    uninterrupted = steps(loader(workers), 9)
+    stopped = loader(workers)
     first = steps(stopped, 5)
     resumed = loader(workers_then)
     resumed.load_state_dict([stopped.state_dict()])
@@ -118,10 +122,11 @@ def test_random_augmentation_in_workers_is_continued_exactly(workers_then):
     assert first + steps(resumed, 4) == uninterrupted
 
 
-@pytest.mark.slow
-def test_random_augmentation_differs_between_samples_epochs_and_seeds():
+@WORKERS
+def test_random_augmentation_differs_between_samples_epochs_and_seeds(num_workers):
     def values(seed):
-        loader = TrainLoader(Augmented(8), layout(4, micro_batch_size=2), seed=seed, num_workers=2)
+        dataset = Augmented(8)
+        loader = TrainLoader(dataset, layout(4, micro_batch_size=2), seed=seed, num_workers=num_workers)
         return [x for step in steps(loader, 4) for batch in step for item in batch for x in item[1:]]
 
     drawn = values(0) + values(1)
@@ -129,15 +134,29 @@ def test_random_augmentation_differs_between_samples_epochs_and_seeds():
     assert len(set(drawn)) == len(drawn) == 2 * 2 * 8 * 3
 
 
-def test_without_workers_random_augmentation_draws_from_the_generators_of_the_process():
-    for seed_all in (random.seed, np.random.seed, torch.manual_seed):
-        seed_all(5)
-    expected = [random.random(), np.random.rand(), torch.rand(()).item()]
+def test_random_collating_is_continued_exactly_as_well():
+    def noisy(samples):
+        return torch.stack(samples) + torch.rand(())
 
-    for seed_all in (random.seed, np.random.seed, torch.manual_seed):
-        seed_all(5)
+    def loader():
+        return TrainLoader(Numbers(26), layout(8), collate=noisy)
 
-    assert steps(TrainLoader(Augmented(1), layout(1)), 1)[0][0][0][1:] == expected
+    uninterrupted, stopped, resumed = steps(loader(), 9), loader(), loader()
+    first = steps(stopped, 5)
+    resumed.load_state_dict([stopped.state_dict()])
+
+    assert first + steps(resumed, 4) == uninterrupted
+
+
+def test_random_augmentation_leaves_the_generators_of_the_process_alone():
+    def drawn(*loaders):
+        for seed_all in (random.seed, np.random.seed, torch.manual_seed):
+            seed_all(5)
+        for loader in loaders:
+            list(islice(loader, 3))
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    assert drawn(TrainLoader(Augmented(8), layout(4)), EvalLoader(Augmented(8), layout(4))) == drawn()
 
 
 def test_a_loaded_state_tells_the_epoch():

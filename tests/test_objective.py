@@ -137,6 +137,11 @@ def test_a_loss_without_a_gradient_is_refused_in_training_and_not_in_evaluation(
         assert objective(IMAGES).loss.ndim == 0
 
 
+def test_a_complex_loss_is_refused():
+    with pytest.raises(ConfigError, match=r"^model: Net.forward returned a complex loss"):
+        Objective(Net(lambda logits: logits.sum() * 1j))(IMAGES)
+
+
 @pytest.mark.parametrize(
     ("batch", "given"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from distopt.callbacks.base import Callback, Run
@@ -38,15 +39,19 @@ class EarlyStop(Callback):
         self.waited = 0
 
     def on_start(self, run: Run) -> None:
-        if self.metric not in run.metrics:
+        self.check_metrics(run.metrics)
+
+    def check_metrics(self, metrics: Mapping[str, bool | None]) -> None:
+        """Raises ConfigError where these, with whether higher is better, are none to stop by."""
+        if self.metric not in metrics:
             raise ConfigError(
                 "metric",
                 "evaluation produces no such metric",
                 given=self.metric,
-                allowed=", ".join(run.metrics) or "none: the config has no `eval` with `data.val`",
-                suggestion=nearest(self.metric, run.metrics),
+                allowed=", ".join(metrics) or "none: the config has no `eval` with `data.val`",
+                suggestion=nearest(self.metric, metrics),
             )
-        if self.mode is None and run.metrics[self.metric] is None:
+        if self.mode is None and metrics[self.metric] is None:
             problem = f"{self.metric} does not say whether higher is better"
             raise ConfigError("mode", problem, allowed=MODES)
 

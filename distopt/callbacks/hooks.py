@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distopt.callbacks.base import Callback, Run
+from distopt.callbacks.rows import make_plain
 from distopt.errors import ConfigError
 
 
@@ -35,10 +36,22 @@ class Callbacks:
             hook(run)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
-        self._tell_all(lambda callback: callback.on_log(run, row))
+        """Raises ConfigError for what a callback puts into `row` and cannot be recorded."""
+
+        def call(callback: Callback) -> None:
+            callback.on_log(run, row)
+            make_plain(row)
+
+        self._tell_all(call)
 
     def on_eval(self, run: Run, row: dict[str, Any]) -> None:
-        self._tell_all(lambda callback: callback.on_eval(run, row))
+        """Raises ConfigError for what a callback puts into `row` and cannot be recorded."""
+
+        def call(callback: Callback) -> None:
+            callback.on_eval(run, row)
+            make_plain(row)
+
+        self._tell_all(call)
 
     def on_save(self, run: Run, checkpoint: Path) -> None:
         self._tell_all(lambda callback: callback.on_save(run, checkpoint))

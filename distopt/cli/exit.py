@@ -15,8 +15,9 @@ USER_ERROR = 2
 def report(error: ConfigError) -> int:
     """Writes the message to stderr, once whatever the number of ranks, and returns the exit status.
 
-    Rank 0 speaks. The others wait for torchrun to end them, which it does as soon as rank 0 is gone; what
-    only they have seen they say after all. Of each other machine its first rank goes first.
+    Rank 0 speaks, of what other ranks have seen as well (distopt.mistakes). These wait for torchrun to end
+    them, which it does as soon as rank 0 is gone. What did not reach rank 0, since it waits for its GPU, they
+    say after all. Of each other machine its first rank goes first.
     """
     rank = int(os.environ.get("RANK", "0"))
     message = f"{error}\n\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 
 from distopt import parts
-from distopt.cli.data import run_length, train_batches
+from distopt.callbacks import Callback, EarlyStop
+from distopt.cli.data import run_length, train_batches, val_batches
 from distopt.cli.model import model_without_memory
 from distopt.cli.wording import counted
 from distopt.config import Config
@@ -37,13 +38,19 @@ def full_check(config: Config) -> list[str]:
         max_steps = run_length(config, steps_per_epoch)
         found.append(_describe_data(length(train_data), steps_per_epoch, max_steps))
         batch = batches.first_batch()
-    for build in (parts.val_dataset, parts.callbacks, partial(parts.metrics, device=torch.device("cpu"))):
-        with collecting(errors):
-            build(config)
+    val_data = None
+    with collecting(errors):
+        val_data = parts.val_dataset(config)
+    with collecting(errors):
+        parts.metrics(config, torch.device("cpu"))
+    with collecting(errors):
+        found += _unknown_metrics(config, parts.callbacks(config))
     with collecting(errors):
         model, loss = model_without_memory(config), parts.loss(config)
-        if batch is not None:
-            Objective(model, loss).check(batch)
+        objective = Objective(model, loss)
+        objective.check(batch)
+        if config.eval and val_data is not None and not errors:
+            objective.check(val_batches(config, val_data).first_batch(), key="data.val")
         plan = make_plan(model, config.optimizer)
         found.append(
             f"optimizer: {counted(len(plan.groups), 'group')}: "
@@ -58,6 +65,28 @@ def full_check(config: Config) -> list[str]:
         found += [f"warning: {warning}" for warning in plan.warnings]
     raise_all(error.located(config.locate) for error in errors)
     return found
+
+
+def _unknown_metrics(config: Config, callbacks: Mapping[str, Callback]) -> list[str]:
+    """A warning for each metric of an `EarlyStop` that only the model could return.
+
+    Raises:
+        ConfigError: There is no evaluation.
+    """
+    known = ["loss", *(config.eval.metrics if config.eval else ())]
+    warnings = []
+    for key, callback in callbacks.items():
+        if not isinstance(callback, EarlyStop):
+            continue
+        if not config.eval:
+            try:
+                callback.check_metrics({})
+            except ConfigError as error:
+                raise error.under(key) from None
+        if callback.metric not in known:
+            problem = f"metric {callback.metric!r} is not among {', '.join(known)}"
+            warnings.append(f"warning: {key}: {problem}; it has to be returned by the model")
+    return warnings
 
 
 def _describe_data(samples: int | None, steps_per_epoch: int | None, max_steps: int) -> str:

@@ -7,12 +7,14 @@ as text in another exception, or not at all where its class has a constructor of
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from numpy.random import mtrand
+from torch.utils.data import DataLoader, Dataset
 
 from distopt.data.batch import Collate, keys, listed, make_batch, outline
 from distopt.data.blame import blaming
@@ -33,8 +35,8 @@ class Reader(Protocol):
 class MapReader:
     """Reads a map-style dataset; a request is a draw without its samples, or None.
 
-    In a worker, what is random is a function of the seed, the epoch and the draw's first sample: the same
-    whichever worker reads the draw, and after whatever other draws.
+    What is random is a function of the seed, the epoch and the draw's first sample: the same in whichever
+    process the draw is read, and after whatever other draws.
     """
 
     def __init__(self, dataset: Any, key: str, seed: int = 0) -> None:
@@ -46,8 +48,7 @@ class MapReader:
         """Raises ConfigError where the dataset raises."""
         if request is None:
             return None
-        if get_worker_info():
-            _seed_all(self.seed, request.epoch, request.ids[0])
+        _seed_all(self.seed, request.epoch, request.ids[0])
         return request._replace(content=self.samples(request.ids))
 
     def samples(self, ids: Sequence[int]) -> list[Any]:
@@ -92,8 +93,9 @@ class Loader:
         seed: int,
     ) -> None:
         self._key = reader.key if collate is None else "data.collate"
+        seeds_here = num_workers == 0 and isinstance(reader, MapReader)
         self._loader = DataLoader(
-            _Fetcher(reader, collate),
+            _Fetcher(reader, collate, _kept_generators if seeds_here else nullcontext),
             batch_size=None,  # the fetcher makes the batches
             collate_fn=_unchanged,
             sampler=requests,
@@ -138,21 +140,53 @@ class Loader:
 
 
 class _Fetcher(Dataset[Draw | ConfigError | None]):
-    """What the DataLoader takes for a dataset: a request in, a draw with its batch out."""
+    """What the DataLoader takes for a dataset: a request in, a draw with its batch out.
 
-    def __init__(self, reader: Reader, collate: Collate | None) -> None:
+    Args:
+        reader: Reads the samples.
+        collate: Makes a batch of them.
+        around: The context in which both do it.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        collate: Collate | None,
+        around: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self.reader = reader
         self.collate = collate
+        self.around = around
 
     def __getitem__(self, request: Any) -> Draw | ConfigError | None:
         try:
-            draw = self.reader.read(request)
-            if draw is None:
-                return None
-            batch = make_batch(draw.content, draw.ids, self.collate, self.reader.key)
-            return draw._replace(content=batch)
+            with self.around():
+                draw = self.reader.read(request)
+                if draw is None:
+                    return None
+                batch = make_batch(draw.content, draw.ids, self.collate, self.reader.key)
+                return draw._replace(content=batch)
         except ConfigError as error:
             return error
+
+
+_spare = np.random.MT19937(0)
+
+
+@contextmanager
+def _kept_generators() -> Iterator[None]:
+    """Puts the CPU's generators back after the block, which may seed them, in some 12 µs.
+
+    What NumPy's `normal` keeps in store for its next call is lost.
+    """
+    python, cpu, numpys = random.getstate(), torch.get_rng_state(), mtrand.get_bit_generator()
+    mtrand.set_bit_generator(_spare)  # to get and set the state would take 50 µs
+    try:
+        yield
+    finally:
+        mtrand.set_bit_generator(numpys)
+        random.setstate(python)
+        torch.set_rng_state(cpu)
 
 
 def _seed_all(*parts: int) -> None:

@@ -16,7 +16,7 @@ from distopt.data.device import prefetch
 from distopt.data.fetch import Loader, MapReader, Reader
 from distopt.data.passes import START
 from distopt.data.sampler import Draw, GlobalBatchSampler, batches, check_length
-from distopt.data.stream import ShardReader, StreamReader, is_stream
+from distopt.data.stream import ShardReader, StreamReader, check_alike, is_stream
 from distopt.errors import ConfigError
 
 _WITHOUT_END = range(sys.maxsize)  # and, unlike itertools.count, iterated as often as one likes
@@ -57,7 +57,7 @@ class TrainLoader:
 
     Raises:
         ConfigError: The batch is larger than the dataset; while iterating, whatever goes wrong in the user's
-            dataset and collate.
+            dataset and collate, or ranks that read different streams.
     """
 
     def __init__(
@@ -104,11 +104,7 @@ class TrainLoader:
         Raises:
             ConfigError: The dataset or the collate raised.
         """
-        if self._streams:
-            return None
-        ids = range(min(self._layout.micro_batch_size, len(self._dataset)))
-        samples = MapReader(self._dataset, "data.train").samples(ids)
-        return make_batch(samples, ids, self._collate, "data.train")
+        return _first_batch(self._dataset, "data.train", self._layout, self._collate)
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the step last yielded, whatever has been read ahead: plain data, of this rank."""
@@ -146,6 +142,8 @@ class TrainLoader:
             drawn = [draw for draw in islice(draws, self._layout.accumulation) if draw]
             for draw in drawn:
                 state = self._after(state, draw)
+            if self._streams and not self._shards:
+                check_alike("data.train", drawn[0].total, drawn[0].epoch)
             micro_batches = [MicroBatch(draw.content, draw.samples) for draw in drawn]
             yield Step(micro_batches, drawn[0].total), drawn[-1].epoch, state
 
@@ -199,7 +197,8 @@ class EvalLoader:
         collate: Makes a batch of a list of samples; None for torch's default_collate.
 
     Raises:
-        ConfigError: While iterating: whatever goes wrong in the user's dataset and collate.
+        ConfigError: While iterating: whatever goes wrong in the user's dataset and collate, or ranks that
+            read different streams.
     """
 
     def __init__(
@@ -216,11 +215,15 @@ class EvalLoader:
         layout = BatchLayout(world * size, size, accumulation=1, world=world)
         reader: Reader
         requests: Iterable[Any] = _WITHOUT_END
-        if is_stream(dataset):
+        self._streams = is_stream(dataset)
+        if self._streams:
             reader = StreamReader(dataset=dataset, layout=layout, rank=rank, key="data.val", endless=False)
         else:
             reader = MapReader(dataset, "data.val")
             requests = list(batches(np.arange(len(dataset)), layout, rank))
+        self._dataset = dataset
+        self._layout = layout
+        self._collate = collate
         self._device = torch.device(device)
         self._loader = Loader(
             reader,
@@ -234,11 +237,24 @@ class EvalLoader:
     def __iter__(self) -> Iterator[MicroBatch]:
         return prefetch(self._micro_batches(), self._device)
 
+    def first_batch(self) -> Any | None:
+        """As `TrainLoader.first_batch`."""
+        return _first_batch(self._dataset, "data.val", self._layout, self._collate)
+
     def _micro_batches(self) -> Iterator[MicroBatch]:
         for draw in self._loader:
+            if self._streams:
+                check_alike("data.val", draw.total if draw else 0)
             if draw is None:  # the end of a stream's pass
                 return
             yield MicroBatch(draw.content, draw.samples)
+
+
+def _first_batch(dataset: Any, key: str, layout: BatchLayout, collate: Collate | None) -> Any | None:
+    if is_stream(dataset):
+        return None
+    ids = range(min(layout.micro_batch_size, len(dataset)))
+    return make_batch(MapReader(dataset, key).samples(ids), ids, collate, key)
 
 
 def length(dataset: Any) -> int | None:

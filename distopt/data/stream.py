@@ -9,16 +9,46 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker
 
+from distopt import comm
 from distopt.config import BatchLayout
 from distopt.data.blame import blaming
 from distopt.data.passes import START, Passes
 from distopt.data.sampler import Draw, check_length, cut
+from distopt.errors import ConfigError
 
 
 def is_stream(dataset: object) -> bool:
     """Whether a dataset is iterated rather than indexed."""
     return isinstance(dataset, IterableDataset) or (
         hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
+
+
+def check_alike(key: str, samples: int, epoch: int = 0) -> None:
+    """Proves that every rank has read the same of a stream that all read whole, before it is used.
+
+    Else a model that is sharded would wait for micro-batches that never come, and another would be trained
+    with wrong weights. For the main thread, for it runs a collective.
+
+    Args:
+        key: The config key of the dataset.
+        samples: In the global batch that comes next; 0 where the stream has ended.
+        epoch: The pass that they are of.
+
+    Raises:
+        ConfigError: On every rank, naming the first that has something else than rank 0.
+    """
+    everyones = comm.differing([samples, epoch])
+    if everyones is None:
+        return
+    first, *others = everyones
+    rank, odd = next((rank, theirs) for rank, theirs in enumerate(others, 1) if theirs != first)
+    raise ConfigError(
+        key,
+        "the stream is not the same on every rank",
+        given=f"in the next batch rank {rank} has {_described(*odd)}, rank 0 {_described(*first)}",
+        allowed="the same samples in the same order on every rank; or a stream with"
+        " `shard(num_shards=, index=)`, for each rank to read its own part (docs/data.md)",
     )
 
 
@@ -126,6 +156,10 @@ class ShardReader:
                 samples += passes.take(size - len(samples))
             ids = range(offset, offset + size)
             yield Draw(ids, size, self.layout.batch_size, epoch, passes.place(), shard, samples)
+
+
+def _described(samples: int, epoch: int) -> str:
+    return f"{samples} samples of epoch {epoch}" if samples else "none"
 
 
 def _worker_number() -> int:
