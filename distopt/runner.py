@@ -110,7 +110,8 @@ class Runner:
         self.loss = loss or parts.loss(config)
         self.groups = parts.groups(config, self.model, optimizer)
         self.plan = self.groups.plan
-        if not config.strategy.shards:
+        if not config.strategy.shards:  # else when it is sharded
+            seed_everything(config.seed)
             parallel.materialize(self.model)
         self.train_data = parts.train_dataset(config, train_data)
         self.val_data = parts.val_dataset(config, val_data)
@@ -165,6 +166,7 @@ class Runner:
             self.model = parallel.sync_batchnorm(self.model, self.device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.device)
+        seed_everything(config.seed)
         self.wrapped = parallel.wrap(
             self.model,
             config.strategy,

@@ -85,6 +85,14 @@ def test_modules_get_their_initial_values():
     assert model.embedding.weight.std() > 0
 
 
+def test_attention_which_hides_its_initialisation_gets_initial_values():
+    model = on_meta(lambda: nn.MultiheadAttention(4, 2))
+    materialize(model)
+    assert model.in_proj_weight.std() > 0
+    assert torch.equal(model.in_proj_bias, torch.zeros(12))
+    assert torch.equal(model.out_proj.bias, torch.zeros(4))  # set by the parent, after the child itself
+
+
 def test_ties_stay():
     model = on_meta(Tied)
     materialize(model)

@@ -1,107 +1,151 @@
-"""Sharded parameters seen as whole ones, a few at a time, by the code that sets their initial values."""
+"""Sharded parameters as whole ones, for code that knows nothing of shards and sets initial values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from types import TracebackType
-from typing import Any, Self
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
-_AT_ONCE = 4
-"""So many whole parameters are kept; init code goes from one to the next."""
+from distopt.parallel.materialize import unset
+
+AT_ONCE = 2
+"""Parameters that are whole at a time, where nobody holds a view of more."""
+
+_aten = torch.ops.aten
+_OVERWRITING = {
+    _aten.copy_.default,
+    _aten.fill_.Scalar,
+    _aten.fill_.Tensor,
+    _aten.normal_.default,
+    _aten.uniform_.default,
+    _aten.zero_.default,
+}
+"""Operations that read nothing of what they write to."""
 
 
-class WholeParameters(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """For a `with` block in which all ranks run the same code: each DTensor is a whole tensor to it.
+@contextmanager
+def whole_parameters(fresh: Iterable[Tensor]) -> Iterator[None]:
+    """Within, each operation on a DTensor is one on a whole tensor on the CPU.
 
-    What the code does to a parameter (views of it, `.data`, any operator) is done to a whole tensor on the
-    CPU, and so it draws the same random numbers as on one process; each rank then keeps its shard. To look
-    again at a parameter that was let go, it is gathered.
+    The whole tensor is gathered when it is first touched. Once others are, it is cut: this rank keeps its
+    part, and the rest is freed. What an operation returns is an ordinary tensor; views write through to the
+    parameter for as long as they live. So random numbers come from the CPU's generator, the same ones and as
+    many as without shards: all ranks have to begin with the same seed, and to do the same.
 
     Args:
-        fresh: The DTensors that have no values yet.
-        unset: What the elements of such a tensor are until someone sets them.
-        is_unset: Whether some of them still are.
-
-    Attributes:
-        unset: After the block, those of the fresh ones that are not wholly set; the same on every rank.
+        fresh: Tensors without a value yet, which are not gathered.
     """
+    wholes = _Wholes(fresh)
+    # What holds a view decides when to gather, in which all ranks take part: what is in a cycle must not go
+    # on one rank sooner than on another.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with _Operations(wholes), _Assignments():
+            yield
+        wholes.cut()
+    finally:
+        if collecting:
+            gc.enable()
 
-    def __init__(
-        self, fresh: Collection[Tensor], unset: Callable[[Tensor], Any], is_unset: Callable[[Tensor], bool]
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.unset = set(fresh)
+
+class _Wholes:
+    """Parameter → its whole tensor, of those touched last."""
+
+    def __init__(self, fresh: Iterable[Tensor]) -> None:
         self._fresh = set(fresh)
-        self._value_of, self._is_unset = unset, is_unset
-        self._whole: dict[Tensor, Tensor] = {}
+        self._wholes: dict[DTensor, Tensor] = {}
+
+    def of(self, parameter: DTensor, *, overwritten: bool) -> Tensor:
+        """The whole tensor. One whose values do not matter, since it is `overwritten`, has any."""
+        whole = self._wholes.pop(parameter, None)
+        if whole is None:
+            self.cut(but=AT_ONCE - 1)
+            whole = self._make(parameter, overwritten=overwritten)
+        self._wholes[parameter] = whole
+        return whole
+
+    @torch.no_grad()
+    def cut(self, but: int = 0) -> None:
+        """Cuts all `but` those that were touched last, and frees those that nobody has a view of."""
+        for parameter in list(self._wholes)[: len(self._wholes) - but]:
+            whole = self._wholes.pop(parameter)
+            parameter.to_local().copy_(_own_part(whole, parameter))
+            shape, storage = whole.shape, weakref.ref(whole.untyped_storage())
+            del whole
+            if (viewed := storage()) is not None:
+                self._wholes[parameter] = torch.empty(0, dtype=parameter.dtype).set_(viewed, 0, shape)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def _make(self, parameter: DTensor, *, overwritten: bool) -> Tensor:
+        is_fresh = parameter in self._fresh
+        self._fresh.discard(parameter)
+        if overwritten or is_fresh:
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype)
+            return whole if overwritten else whole.fill_(unset(parameter.dtype))
+        # Where the mesh is: its groups need not have a backend for the CPU.
+        gathered: DTensor = parameter.to(parameter.device_mesh.device_type)  # type: ignore[assignment]
+        return gathered.full_tensor().cpu()
+
+
+def _own_part(whole: Tensor, parameter: DTensor) -> Tensor:
+    """The part of `whole` that this rank has of `parameter`."""
+    mesh = parameter.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None
+    part = whole
+    for placement, ranks, place in zip(parameter.placements, mesh.shape, coordinate, strict=True):
+        assert type(placement) in (Replicate, Shard), placement
+        if isinstance(placement, Shard):
+            parts: Sequence[Tensor] = part.chunk(ranks, placement.dim)
+            part = parts[place] if place < len(parts) else part.narrow(placement.dim, 0, 0)
+    return part
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gives operations whole tensors in the place of parameters, and returns these in the place of those."""
+
+    def __init__(self, wholes: _Wholes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._wholes = wholes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        seen: dict[int, Tensor] = {}
+        shown: dict[int, DTensor] = {}
 
-        def whole(parameter: Tensor) -> Tensor:
-            tensor = self._whole_of(parameter)
-            seen[id(tensor)] = parameter
-            return tensor
+        def show(parameter: DTensor) -> Tensor:
+            overwritten = func in _OVERWRITING and parameter is args[0]
+            whole = self._wholes.of(parameter, overwritten=overwritten)
+            shown[id(whole)] = parameter
+            return whole
 
-        args, kwargs = tree_map_only(DTensor, whole, (args, kwargs or {}))
-        out = func(*args, **kwargs)
-        self._let_go(but=set(seen.values()))
-        # An operator in place returns what it was called on.
-        return tree_map_only(Tensor, lambda tensor: seen.get(id(tensor), tensor), out)
-
-    def __enter__(self) -> Self:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        for parameter in list(self._whole):
-            self._keep_shard(parameter)
-
-    def _whole_of(self, parameter: Tensor) -> Tensor:
-        tensor = self._whole.pop(parameter, None)
-        if tensor is None:
-            assert isinstance(parameter, DTensor)
-            if parameter in self._fresh:
-                tensor = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                tensor.fill_(self._value_of(tensor))
-            else:
-                tensor = parameter.full_tensor().detach().cpu()
-        self._whole[parameter] = tensor  # now the last
-        return tensor
-
-    def _let_go(self, but: Collection[Tensor]) -> None:
-        """Of more than a few, those that were not used for longest, and of which no view is left."""
-        for parameter in list(self._whole)[:-_AT_ONCE]:
-            if parameter not in but and _uses(self._whole[parameter]) == _ALONE:
-                self._keep_shard(parameter)
-
-    def _keep_shard(self, parameter: Tensor) -> None:
-        assert isinstance(parameter, DTensor)
-        tensor = self._whole.pop(parameter)
-        mesh, placements = parameter.device_mesh, parameter.placements
-        shard = distribute_tensor(tensor, mesh, placements, src_data_rank=None)
-        with torch.no_grad():
-            parameter.to_local().copy_(shard.to_local())
-        self._fresh.discard(parameter)
-        if not self._is_unset(tensor):
-            self.unset.discard(parameter)
+        args_, kwargs_ = tree_map_only(DTensor, show, (args, kwargs or {}))
+        result = func(*args_, **kwargs_)
+        return tree_map(lambda value: shown.get(id(value), value), result) if shown else result
 
 
-def _uses(tensor: Tensor) -> int:
-    """How many tensors have its memory, and what else holds it."""
-    count: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
-    return count
+class _Assignments(TorchFunctionMode):
+    """Makes `parameter.data = value`, which is no operation, the copying that it is on a whole parameter."""
 
-
-_ALONE = _uses(torch.empty(1))
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == Tensor.data.__set__ and isinstance(args[0], DTensor):  # type: ignore[attr-defined]
+            parameter, value = args
+            if (parameter.shape, parameter.dtype) != (value.shape, value.dtype):
+                raise ValueError(
+                    f"a sharded parameter stays a {parameter.dtype} of shape {tuple(parameter.shape)}"
+                )
+            with torch.no_grad():
+                return parameter.copy_(value)
+        return func(*args, **kwargs or {})

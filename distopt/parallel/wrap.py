@@ -17,7 +17,7 @@ from distopt.config import ActivationCheckpointingConfig, CompileConfig, Strateg
 from distopt.parallel.checkpointing import checkpoint_activations
 from distopt.parallel.compilation import compile_model
 from distopt.parallel.fully_shard import shard
-from distopt.parallel.materialize import materialize
+from distopt.parallel.initialize import initialize_shards
 from distopt.parallel.precision import Precision
 from distopt.parallel.replicate import replicate
 
@@ -50,8 +50,8 @@ def wrap(
         compile_model(model, compilation)
     if strategy.shards:
         shard(model, strategy, device, precision)
-        materialize(model)
-        return model if strategy.cpu_offload else model.to(device)
+        initialize_shards(model, torch.device("cpu") if strategy.cpu_offload else device)
+        return model
     model.to(device)
     return replicate(model, strategy, device) if strategy.type == "ddp" else model
 
