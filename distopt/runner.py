@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from distopt import comm, names, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
-from distopt.checkpoint import directory, resume, state
+from distopt.checkpoint import directory, resume, rng, state
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError
@@ -110,6 +110,7 @@ class Runner:
         self.loss = loss or parts.loss(config)
         self.groups = parts.groups(config, self.model, optimizer)
         self.plan = self.groups.plan
+        self._drawn = rng.capture()  # to here: shards get their initial values later, and the same ones
         if not config.strategy.shards:
             parallel.materialize(self.model)
         self.train_data = parts.train_dataset(config, train_data)
@@ -160,6 +161,7 @@ class Runner:
             self.model = parallel.sync_batchnorm(self.model, self.device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.device)
+        rng.restore(self._drawn)
         self.wrapped = parallel.wrap(
             self.model,
             config.strategy,

@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from distopt.parallel.materialize import materialize
+from distopt.parallel.whole import whole_parameters
 
 
 def initialize_shards(model: nn.Module, device: torch.device) -> None:
     """Gives what a sharded `model` has on the meta device memory on `device`, and initial values.
 
-    Does nothing where all of it is real.
+    The values are those that `materialize` gives the model on one process with the same seed, bit by bit, in
+    a world of any size: every rank draws all of them, one parameter after the other, and keeps its part. In
+    the host's memory there are the shards and at most two whole parameters. Does nothing where all of `model`
+    is real.
+
+    Args:
+        model: Sharded by `fully_shard`; its generators have the same state on every rank.
+        device: Of the shards; other tensors go to the one that computes.
+
+    Raises:
+        ConfigError: As `materialize`; the same on every rank.
     """
+    if not any(t.is_meta for t in chain(model.parameters(), model.buffers())):
+        return
+    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    computing = torch.device(meshes[0].device_type) if meshes else device
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device if isinstance(tensor, DTensor) else computing)
+
+    # Whatever is real was moved when it was sharded; initialised is on the CPU, by its generator.
+    model._apply(lambda t: t if t.is_meta else t.cpu())  # type: ignore[no-untyped-call]
+    with _authors_classes(model):
+        materialize(model, whole_parameters)
+    model._apply(move)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _authors_classes(model: nn.Module) -> Iterator[None]:
+    """Sharded modules have a class made on the fly, `FSDPBlock`, which `type(module) is Block` would miss."""
+    made = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
+    try:
+        for module, cls in made.items():
+            module.__class__ = cls.__bases__[-1]
+        yield
+    finally:
+        for module, cls in made.items():
+            module.__class__ = cls
