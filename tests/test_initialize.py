@@ -189,6 +189,33 @@ def _refusal(make: Callable[[], nn.Module]) -> str:
     return str(error.value)
 
 
+class Replacing(nn.Linear):
+    """Puts another parameter in the place of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def init_weights(self) -> None:
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+
+def test_a_parameter_that_is_replaced_is_an_error():
+    for refusal in run_distributed(_refusal, Replacing):
+        assert "put an unsharded parameter in the place of weight" in refusal
+
+
+class Retyping(Replacing):
+    """Gives a parameter another dtype."""
+
+    def init_weights(self) -> None:
+        self.weight.data = torch.ones(3, 3).half()
+
+
+def test_a_parameter_that_becomes_another_dtype_is_an_error():
+    for refusal in run_distributed(_refusal, Retyping):
+        assert "a sharded parameter stays a torch.float32 of shape (3, 3)" in refusal
+
+
 def test_what_nothing_initialises_is_the_same_error_on_every_rank():
     refusals = run_distributed(_refusal, Forgotten, world=4)
     assert "nothing initialises gain, mask" in refusals[0]
