@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from benchmarks import memory
 from distopt import ConfigError, names, parallel
 from distopt.config import StrategyConfig
 from distopt.models import ByteGPT
 from tests.components import Windows
-from tests.kit import run_distributed
+from tests.kit import run_distributed, run_torchrun
 from tests.runs import CONFIG, losses, train, train_alone, write_config
 
 CPU = torch.device("cpu")
 FSDP = StrategyConfig(type="fsdp")
+FSDP_ON_META = StrategyConfig(type="fsdp", meta_init=True)
 HSDP = StrategyConfig(type="hsdp", shard_size=2)
 worlds = pytest.mark.parametrize(
     ("strategy", "world"),
@@ -187,6 +189,33 @@ def _refusal(make: Callable[[], nn.Module]) -> str:
     return str(error.value)
 
 
+class Replacing(nn.Linear):
+    """Puts another parameter in the place of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def init_weights(self) -> None:
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+
+def test_a_parameter_that_is_replaced_is_an_error():
+    for refusal in run_distributed(_refusal, Replacing):
+        assert "put an unsharded parameter in the place of weight" in refusal
+
+
+class Retyping(Replacing):
+    """Gives a parameter another dtype."""
+
+    def init_weights(self) -> None:
+        self.weight.data = torch.ones(3, 3).half()
+
+
+def test_a_parameter_that_becomes_another_dtype_is_an_error():
+    for refusal in run_distributed(_refusal, Retyping):
+        assert "a sharded parameter stays a torch.float32 of shape (3, 3)" in refusal
+
+
 def test_what_nothing_initialises_is_the_same_error_on_every_rank():
     refusals = run_distributed(_refusal, Forgotten, world=4)
     assert "nothing initialises gain, mask" in refusals[0]
@@ -209,6 +238,12 @@ def test_what_is_real_keeps_its_values():
     for found in run_distributed(_started_as_given, partly_real, FSDP):
         assert found["1.weight"].unique().tolist() == [7]
         assert found["2.running_mean"].unique().tolist() == [5]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_shards_that_stay_in_the_hosts_memory_get_theirs():
+    expected = alone(on_meta(byte_gpt))
+    for found in run_distributed(_started, byte_gpt, StrategyConfig(type="fsdp", cpu_offload=True)):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -244,6 +279,14 @@ def test_few_parameters_are_whole_at_a_time():
     assert run_distributed(_whole_at_a_time) == [[1, 2, 2, 2, 2]] * 2
 
 
+@pytest.mark.slow
+def test_the_whole_model_is_never_in_memory():
+    model = {"width": 512, "depth": 8, "heads": 8, "context": 16}
+    found = memory.Start(*memory.on_ranks(4, memory.start, model, FSDP_ON_META))
+    assert found.part == found.whole / 4
+    assert found.peak < found.whole / 2
+
+
 def _units_are_sharded_still() -> bool:
     model = started(on_meta(ByType), FSDP)
     model(torch.randn(2, 4)).sum().backward()
@@ -269,3 +312,16 @@ def test_a_run_is_that_of_one_process_whatever_its_data_draw(tmp_path, strategy)
     train_alone(config, f"work_dir={tmp_path / 'alone'}", "strategy={type: single, meta_init: true}")
     run_distributed(train, config, f"strategy={{type: {strategy}, meta_init: true}}")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", ", cpu_offload: true"])
+def test_a_run_on_a_gpu_starts_with_the_values_of_the_cpu(tmp_path, monkeypatch, options):
+    config = str(write_config(tmp_path))
+    strategy = f"strategy={{type: fsdp, meta_init: true{options}}}"
+    assert run_torchrun([config, strategy], nproc=1).returncode == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    alone = f"work_dir={tmp_path / 'alone'}", "strategy={type: single, meta_init: true}"
+    assert run_torchrun([config, *alone], nproc=1).returncode == 0
+    assert losses(tmp_path / "run")[0] == pytest.approx(losses(tmp_path / "alone")[0], rel=1e-5)

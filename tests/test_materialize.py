@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from distopt import ConfigError, names
 from distopt.models import ByteGPT
@@ -70,6 +71,14 @@ class ByModule(nn.Module):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.constant_(module.weight, 3.0)
+
+
+class ByAttribute(nn.Sequential):
+    """Knows what to initialise by an attribute, which a wrapper has too."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "normalized_shape"):
+            nn.init.normal_(module.weight)
 
 
 class Failing(Own):
@@ -179,6 +188,18 @@ def test_an_initialisation_by_module_is_used():
     model = on_meta(ByModule)
     materialize(model)
     assert model.layer.weight.tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+def test_an_initialisation_by_module_does_not_come_to_wrappers():
+    plain, wrapped = (
+        on_meta(lambda: ByAttribute(nn.LayerNorm(3))),
+        on_meta(lambda: ByAttribute(nn.LayerNorm(3))),
+    )
+    wrapped[0] = checkpoint_wrapper(wrapped[0])
+    for model in (plain, wrapped):
+        torch.manual_seed(3)
+        materialize(model)
+    assert torch.equal(plain[0].weight, wrapped[0].weight)
 
 
 def test_an_initialisation_that_raises_is_an_error():

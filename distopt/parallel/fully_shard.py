@@ -50,6 +50,9 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
             offload_policy=offload,
             ignored_params=ignored,
         )
+    for parameter in ignored or ():  # which fully_shard leaves where they are
+        if not parameter.is_meta:
+            parameter.data = parameter.to(device)
     _prefetch(units, strategy.prefetch)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from distopt import names
+from distopt.errors import ConfigError, listed
 from distopt.parallel.materialize import materialize
 from distopt.parallel.whole import whole_parameters
 
@@ -28,11 +30,12 @@ def initialize_shards(model: nn.Module, device: torch.device) -> None:
         device: Of the shards; other tensors go to the one that computes.
 
     Raises:
-        ConfigError: As `materialize`; the same on every rank.
+        ConfigError: As `materialize`, or a parameter was replaced; the same on every rank.
     """
     if not any(t.is_meta for t in chain(model.parameters(), model.buffers())):
         return
-    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    sharded = _sharded(model)
+    meshes = [parameter.device_mesh for parameter in sharded.values()]
     computing = torch.device(meshes[0].device_type) if meshes else device
 
     def move(tensor: Tensor) -> Tensor:
@@ -42,7 +45,16 @@ def initialize_shards(model: nn.Module, device: torch.device) -> None:
     model._apply(lambda t: t if t.is_meta else t.cpu())  # type: ignore[no-untyped-call]
     with _authors_classes(model):
         materialize(model, whole_parameters)
+    if replaced := sorted(sharded.keys() - _sharded(model)):
+        problem = f"its initialisation put an unsharded parameter in the place of {listed(replaced)}"
+        raise ConfigError("model", problem, allowed="what sets the values of the parameter that is there")
     model._apply(move)  # type: ignore[no-untyped-call]
+
+
+def _sharded(model: nn.Module) -> dict[str, DTensor]:
+    """FQN → parameter, of those that are sharded."""
+    live = names.live_parameters(names.visits(model))
+    return {fqn: parameter for fqn, parameter in live.items() if isinstance(parameter, DTensor)}
 
 
 @contextmanager
