@@ -36,8 +36,8 @@ def rehearse(
     """Runs the model on a batch as training will, but for the step; leaves no trace in it.
 
     Raises:
-        ConfigError: As the objective; less than no items; DDP would wait for gradients that never come;
-            torch.compile gave up.
+        ConfigError: As the objective; less than no items; DDP or FSDP would wait for gradients that never
+            come; torch.compile gave up.
         RuntimeError: Ranks that return different numbers.
     """
     model = objective.model
@@ -51,6 +51,7 @@ def rehearse(
         with parallel.autocast(precision, device):
             outcome = objective(batch)
         _check_items(objective, outcome)
+        parallel.check_same_used(model, outcome.loss)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
     parallel.check_all_used(model)
     optimizer.zero_grad()

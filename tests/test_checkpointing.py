@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,63 @@ def test_nothing_is_computed_twice_without_a_backward():
     with torch.no_grad():
         made(tokens())
     assert seen == [False]
+
+
+class Stateful(nn.Module):
+    """Blocks whose forward changes buffers: running statistics, a power iteration, a count made anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(*(self._block() for _ in range(2)))
+
+    @staticmethod
+    def _block() -> nn.Sequential:
+        linear = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+        return nn.Sequential(linear, nn.BatchNorm1d(6, momentum=None), Counting())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x).square().mean()
+
+
+class Counting(nn.Module):
+    """Scales by how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"save": "matmul"}, {"modules": ["Sequential", "BatchNorm1d", "Counting"]}],
+    ids=["blocks", "selective", "nested"],
+)
+def test_what_a_forward_changes_in_buffers_it_changes_once(options):
+    """Steps, of which each begins with the buffers of the one before; some backward goes twice."""
+    plain, made = Stateful(), Stateful()
+    checkpoint_activations(made, ActivationCheckpointingConfig(**options))
+    for seed in range(3):
+        for each in (plain, made):
+            loss = each(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)))
+            if "save" not in options:  # whose results are dropped
+                loss.backward(retain_graph=True)
+            loss.backward()
+        for expected, found in zip(plain.buffers(), made.buffers(), strict=True):
+            assert torch.equal(found, expected)
+        for expected, found in zip(plain.parameters(), made.parameters(), strict=True):
+            assert torch.equal(found.grad, expected.grad)
+
+
+def test_a_model_of_transformers_caches_no_keys_that_a_recomputation_would_add_again():
+    made = model(None)
+    made.config = SimpleNamespace(use_cache=True)
+    checkpoint_activations(made, ActivationCheckpointingConfig())
+    assert made.config.use_cache is False
 
 
 def test_names_classes_and_groups_stay():

@@ -79,10 +79,10 @@ def test_no_scheduler_may_be_written_as_null(load):
     assert load(MINIMAL + "param_scheduler: null").param_scheduler == []
 
 
-def test_ddp_alone_looks_for_unused_parameters(load):
+def test_only_where_gradients_are_exchanged_unused_parameters_are_looked_for(load):
     assert load(MINIMAL + "strategy: {find_unused_parameters: true}").strategy.find_unused_parameters
-    with pytest.raises(ConfigError, match="means nothing to fsdp") as caught:
-        load(MINIMAL + "strategy: {type: fsdp, find_unused_parameters: true}")
+    with pytest.raises(ConfigError, match="means nothing to single") as caught:
+        load(MINIMAL + "strategy: {type: single, find_unused_parameters: true}")
     assert caught.value.key == "strategy.find_unused_parameters"
 
 

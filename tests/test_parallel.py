@@ -1,5 +1,7 @@
 """Wrapping: units, ties, and the same training under every strategy."""
 
+import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distopt import ConfigError, parallel
-from distopt.config import StrategyConfig
+from distopt.config import ActivationCheckpointingConfig, CompileConfig, StrategyConfig
 from distopt.models import ByteGPT
 from tests.kit import run_distributed
 
@@ -41,6 +43,16 @@ def test_a_tie_inside_one_block_keeps_it_a_unit():
     model = tiny()
     model.blocks[0].mlp_norm.weight = model.blocks[0].attention_norm.weight
     assert parallel.find_units(model) == list(model.blocks)
+
+
+def test_a_tie_of_nested_units_leaves_those_to_the_root_that_have_a_part_of_it():
+    model = tiny(depth=3)
+    model.blocks[1].attention.out.weight = model.blocks[0].attention.out.weight
+    model.blocks[2].attention_norm.weight = model.blocks[2].mlp_norm.weight
+    units = parallel.find_units(model, ["Block", "Attention", "LayerNorm"])
+    outer = [model.blocks[2], model.blocks[2].attention]
+    norms = [norm for b in model.blocks[:2] for norm in (b.attention_norm, b.mlp_norm)]
+    assert set(units) == {*outer, *norms, model.norm}
 
 
 def test_leaves_of_a_sequential_are_no_units():
@@ -207,6 +219,15 @@ def test_units_named_by_class_or_pattern_are_found_in_the_order_of_the_walk():
     assert found == [model.blocks[0].attention, model.blocks[1], model.blocks[1].attention]
 
 
+@pytest.mark.parametrize("pattern", ["blocks.*", "block*"])
+def test_a_pattern_means_the_outermost_modules_that_can_be_called(pattern):
+    model = tiny()
+    assert parallel.find_units(model, [pattern]) == list(model.blocks)
+    assert parallel.find_units(model, [pattern, "*.attention"]) == [
+        module for block in model.blocks for module in (block, block.attention)
+    ]
+
+
 def test_classes_that_a_model_calls_indivisible_are_units_where_no_block_repeats():
     model = tiny(depth=1)
     model._no_split_modules = ["Block"]
@@ -259,3 +280,115 @@ def _complaint(options: dict[str, Any]) -> tuple[str, str]:
 )
 def test_a_parameter_without_a_gradient_is_named_before_the_step_is_taken(options, key):
     assert run_distributed(_complaint, options) == [(key, "second.weight, second.bias")] * 2
+
+
+class Routed(nn.Module):
+    """Two experts, of which a rank may use one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+
+    def forward(self, x: torch.Tensor, used: list[int]) -> torch.Tensor:
+        return sum(self.experts[i](x).sum() for i in used)
+
+
+def _routed(used: list[list[int]], **options: Any) -> dict[str, torch.Tensor] | tuple[str, str]:
+    model = parallel.wrap(Routed(), StrategyConfig(type="fsdp", **options), CPU)
+    loss = model(torch.ones(2, 4), used[torch.distributed.get_rank()])
+    try:
+        parallel.check_same_used(model, loss)
+    except ConfigError as error:
+        return error.key, error.given
+    loss.backward()
+    return {name: _full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_ranks_that_use_different_parameters_are_refused_before_they_wait_for_each_other():
+    expected = ("strategy.find_unused_parameters", "experts.1.bias, experts.1.weight used by some")
+    assert run_distributed(_routed, [[0], [0, 1]]) == [expected] * 2
+
+
+def test_units_that_only_some_ranks_use_are_refused():
+    expected = ("strategy.units", "experts.0, experts.1 used by some")
+    finding = partial(_routed, find_unused_parameters=True, units=["Linear"])
+    assert run_distributed(finding, [[0], [1]]) == [expected] * 2
+
+
+def test_parameters_that_no_rank_uses_are_no_matter():
+    assert set(run_distributed(_routed, [[0], [0]])[0]) == {"experts.0.weight", "experts.0.bias"}
+
+
+def test_what_a_rank_does_not_use_counts_as_0_where_that_is_looked_for():
+    for found in run_distributed(partial(_routed, find_unused_parameters=True), [[0], [1]]):
+        assert {name: grad.unique().item() for name, grad in found.items()} == {
+            "experts.0.weight": 1,
+            "experts.0.bias": 1,
+            "experts.1.weight": 1,
+            "experts.1.bias": 1,
+        }
+
+
+def _of_two_dtypes() -> tuple[str, str]:
+    model = tiny()
+    model.blocks[1].mlp.bfloat16()
+    try:
+        parallel.wrap(model, StrategyConfig(type="fsdp"), CPU)
+    except ConfigError as error:
+        return error.key, error.given
+    raise AssertionError("accepted")
+
+
+def test_a_unit_that_is_trained_in_two_dtypes_is_refused_and_both_are_named():
+    [(key, given), _] = run_distributed(_of_two_dtypes)
+    assert key == "strategy"
+    assert re.fullmatch(r"blocks\.1\.\S+: torch\.float32, blocks\.1\.mlp\.\S+: torch\.bfloat16", given)
+
+
+class Norms(nn.Module):
+    """Every kind of norm, on an input of fp32 and on what autocast has lowered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        kinds = [nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.LayerNorm(6), nn.RMSNorm(6), nn.InstanceNorm1d(4)]
+        self.first = nn.Sequential(*kinds)
+        self.middle = nn.Conv1d(4, 4, 3, padding=1)
+        self.last = nn.Sequential(nn.BatchNorm1d(4), nn.LayerNorm(6), nn.Linear(6, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.middle(self.first(x))).float().square().mean()
+
+
+def _gradients_of_norms(
+    strategy: str, precision: parallel.Precision, *options: Any
+) -> dict[str, torch.Tensor]:
+    model = Norms()
+    recomputed, compiled = options
+    wrapped = parallel.wrap(
+        model,
+        StrategyConfig(type=strategy),
+        CPU,
+        precision=precision,
+        checkpointing=ActivationCheckpointingConfig(modules=["LayerNorm", "BatchNorm1d", "middle"])
+        if recomputed
+        else None,
+        compilation=CompileConfig(scope="model", backend="aot_eager") if compiled else None,
+    )
+    with parallel.autocast(precision, CPU):
+        loss = wrapped(torch.randn(8, 4, 6, generator=torch.Generator().manual_seed(0)))
+    loss.backward()
+    return {name: _full(p.grad) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("recomputed", [False, True], ids=["", "recomputed"])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "compiled"]
+)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_norms_take_fp32_beside_parameters_gathered_in_half_precision(precision, recomputed, compiled):
+    expected = run_distributed(_gradients_of_norms, "ddp", precision, False, False)[0]
+    found = run_distributed(_gradients_of_norms, "fsdp", precision, recomputed, compiled)[0]
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=5e-2, atol=5e-3, msg=name)

@@ -14,8 +14,10 @@ from tests.runs import losses, train
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_it_learns_and_its_tied_head_stays_tied(tmp_path, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "checkpointing"), [("ddp", "none"), ("fsdp", "none"), ("fsdp", "selective")]
+)
+def test_it_learns_and_its_tied_head_stays_tied(tmp_path, strategy, checkpointing):
     pytest.importorskip("transformers")
     page = Path(__file__).parents[1] / "docs" / "models.md"
     text = re.search(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)[1]
@@ -28,6 +30,7 @@ def test_it_learns_and_its_tied_head_stays_tied(tmp_path, strategy):
         "max_steps=30",
         "log.every=1",
         f"strategy={strategy}",
+        f"activation_checkpointing={checkpointing}",
         "optimizer.lr=0.01",
     ]
     where = [f"work_dir={tmp_path / 'run'}", f"data.train.path={tmp_path / 'train.npy'}"]

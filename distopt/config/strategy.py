@@ -14,7 +14,7 @@ GatherPrecision = Literal["fp32", "bf16", "fp16"]
 Patterns = Annotated[list[Text], Field(min_length=1)]
 
 _MEANS_SOMETHING_TO: Final = {
-    "find_unused_parameters": ("ddp",),
+    "find_unused_parameters": ("ddp", "fsdp", "hsdp"),
     "static_graph": ("ddp",),
     "bucket_cap_mb": ("ddp",),
     "compress_gradients": ("ddp",),
@@ -40,7 +40,8 @@ class StrategyConfig(Section):
     """Build the model without memory; initial values are set once it is wrapped, shard by shard."""
 
     find_unused_parameters: bool = False
-    """ddp: look in each backward for parameters that had no part in the loss; costs time."""
+    """ddp: look in each backward for parameters that had no part in the loss; costs time. fsdp, hsdp: those
+    that a rank did not use count as 0 there; without, all ranks have to use the same in each step."""
 
     static_graph: bool = False
     """ddp: every step uses the same parameters in the same order, which DDP may rely on."""
@@ -53,7 +54,7 @@ class StrategyConfig(Section):
 
     units: Patterns | None = None
     """fsdp, hsdp: what is gathered and freed together: names of classes, or patterns of FQNs (`layers.*`);
-    by default the model's `_no_split_modules` or repeated blocks."""
+    by default the repeated blocks, or else the classes in the model's `_no_split_modules`."""
 
     reshard_after_forward: bool | Count = True
     """fsdp, hsdp: free a unit's parameters between forward and backward, or keep them; a number keeps them

@@ -3,6 +3,7 @@
 from distopt.parallel.batchnorm import sync_batchnorm
 from distopt.parallel.buffers import average_buffers, preserved_buffers
 from distopt.parallel.compilation import compiling
+from distopt.parallel.fully_shard import check_same_used
 from distopt.parallel.materialize import materialize
 from distopt.parallel.precision import Precision, autocast, set_matmul_precision
 from distopt.parallel.replicate import check_all_used, check_exchanged
@@ -15,6 +16,7 @@ __all__ = [
     "average_buffers",
     "check_all_used",
     "check_exchanged",
+    "check_same_used",
     "compiling",
     "find_units",
     "gradient_sync",

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-_STATISTICS = ("running_mean", "running_var")
+STATISTICS = ("running_mean", "running_var")
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def average_buffers(model: nn.Module) -> None:
     if dist.get_world_size() == 1:
         return
     buffers = [
-        (name in _STATISTICS, buffer)
+        (name in STATISTICS, buffer)
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None

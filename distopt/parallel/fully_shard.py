@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -15,7 +16,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from distopt import names
+from distopt import comm, names
 from distopt.config import StrategyConfig
 from distopt.errors import ConfigError, listed, nearest
 from distopt.parallel.mesh import make_mesh
@@ -41,7 +42,9 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
         offload = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     ignored = _ignored(model, strategy)
     units = find_units(model, strategy.units)
-    for module in [*reversed(units), model]:  # what is inside another first
+    inside_first = [*reversed(units), model]
+    _check_dtypes(model, inside_first, ignored or set())
+    for module in inside_first:
         fully_shard(
             module,
             mesh=mesh,
@@ -52,8 +55,82 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
         )
     for parameter in ignored or ():  # which fully_shard leaves where they are
         if not parameter.is_meta:
-            parameter.data = parameter.to(device)
+            parameter.data = parameter.data.to(device)
     _prefetch(units, strategy.prefetch)
+    if strategy.find_unused_parameters and isinstance(model, FSDPModule):
+        model.set_reduce_scatter_unused_params(True)
+
+
+def check_same_used(model: nn.Module, loss: Tensor) -> None:
+    """To be called between the first forward and backward, where gradients are exchanged; by every rank.
+
+    Raises:
+        ConfigError: Ranks use different parameters, whose gradients FSDP would send as if they were the same.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+    groups = [group for state in states for group in state._fsdp_param_groups]
+    leaves = _leaves(loss)
+    used, whole_units = set[str](), False
+    for group in groups:
+        of_group = {str(p._param_fqn) for p in group.fsdp_params if _is_gathered(p, leaves)}
+        if group.reduce_scatter_unused_params and of_group:  # of which one parameter will do
+            whole_units, of_group = True, {group._module_fqn or "the root"}
+        used |= of_group
+    of_ranks = comm.gather(used)
+    if not (apart := sorted(used.union(*of_ranks) - used.intersection(*of_ranks))):
+        return
+    if whole_units:
+        raise ConfigError(
+            "strategy.units",
+            "on the first batch only some ranks use all units, and wait there for the others",
+            given=f"{listed(apart)} used by some",
+            allowed="units that are called on every rank, or on none: what is around these",
+        )
+    raise ConfigError(
+        "strategy.find_unused_parameters",
+        "on the first batch only some ranks use all of the model, and would wait for the others",
+        given=f"{listed(apart)} used by some",
+        allowed="true; or a model whose parameters have a part in the loss on every rank, or on none",
+    )
+
+
+def _is_gathered(parameter: Any, leaves: Set[Tensor]) -> bool:
+    return hasattr(parameter, "_unsharded_param") and parameter.unsharded_param in leaves
+
+
+def _leaves(loss: Tensor) -> set[Tensor]:
+    """The parameters that have a part in `loss`."""
+    seen = {loss.grad_fn}
+    queue = [loss.grad_fn]
+    leaves: set[Tensor] = set()
+    while queue:
+        node = queue.pop()
+        if node is None:
+            continue
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        new = {function for function, _ in node.next_functions} - seen
+        seen |= new
+        queue += new
+    return leaves
+
+
+def _check_dtypes(model: nn.Module, units: Sequence[nn.Module], seen: Set[nn.Parameter]) -> None:
+    """What is added up over ranks in one collective has one dtype. `units`: what is inside another first."""
+    fqns = {p: fqn for fqn, p in names.live_parameters(names.visits(model)).items()}
+    for unit in units:
+        of_unit = [p for p in unit.parameters() if p not in seen]
+        seen = seen | set(of_unit)
+        by_dtype = {p.dtype: f"{fqns[p]}: {p.dtype}" for p in of_unit if p.requires_grad}
+        if len(by_dtype) > 1:
+            raise ConfigError(
+                "strategy",
+                "in a unit of fsdp's, what is trained has one dtype",
+                given=listed(list(by_dtype.values())),
+                allowed="a model of one dtype; strategy.units with one each; or ddp",
+            )
 
 
 def _ignored(model: nn.Module, strategy: StrategyConfig) -> set[nn.Parameter] | None:

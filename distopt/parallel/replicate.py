@@ -74,6 +74,6 @@ def _waits(model: DistributedDataParallel, when: str) -> ConfigError:
         "strategy.static_graph" if model.static_graph else "strategy",
         f"ddp waits for gradients of {expected}, and {when} gave some of them none",
         given=listed(_unused(model)) or "parameters that an earlier micro-step used",
-        allowed="{type: ddp, find_unused_parameters: true}, which costs time; fsdp; or a model whose"
+        allowed="{type: ddp, find_unused_parameters: true}, which costs time; or a model whose"
         " parameters all have a part in the loss, or requires_grad False",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -19,19 +19,15 @@ def find_units(model: nn.Module, patterns: Sequence[str] | None = None) -> list[
 
     Args:
         model: Not sharded yet.
-        patterns: What `strategy.units` says; by default the classes that a model of transformers' names as
-            indivisible, or else the repeated blocks.
+        patterns: What `strategy.units` says; by default the repeated blocks, or else the classes that a model
+            of transformers' names as indivisible.
 
     Raises:
         ConfigError: A pattern matches nothing.
     """
-    units = {f"{fqn}.": module for fqn, module in _chosen(model, patterns).items()}
-    left: set[str | None] = set()
-    for tie in names.ties(names.visits(model)):
-        around = {_unit_around(fqn, units) for fqn in tie}
-        if len(around) > 1:
-            left.update(around)
-    return [module for prefix, module in units.items() if prefix not in left]
+    ties = names.ties(names.visits(model))
+    units = _chosen(model, patterns)
+    return [module for fqn, module in units.items() if not any(_parts(f"{fqn}.", tie) for tie in ties)]
 
 
 def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -44,7 +40,7 @@ def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Mo
     return blocks or (select(model, sorted(present), "strategy.units") if present else {})
 
 
-def _unit_around(fqn: str, prefixes: Container[str]) -> str | None:
-    """The prefix of the innermost unit that `fqn` is in."""
-    ends = (end for end in range(len(fqn), 0, -1) if fqn[end - 1] == ".")
-    return next((fqn[:end] for end in ends if fqn[:end] in prefixes), None)
+def _parts(prefix: str, tie: Sequence[str]) -> bool:
+    """Whether the module at `prefix` has a part of `tie`, and not all of it."""
+    inside = [fqn.startswith(prefix) for fqn in tie]
+    return any(inside) and not all(inside)

@@ -18,6 +18,7 @@ from distopt.parallel.checkpointing import checkpoint_activations
 from distopt.parallel.compilation import compile_model
 from distopt.parallel.fully_shard import shard
 from distopt.parallel.initialize import initialize_shards
+from distopt.parallel.norm_layers import keep_norms_full
 from distopt.parallel.precision import Precision
 from distopt.parallel.replicate import replicate
 
@@ -44,6 +45,8 @@ def wrap(
     Raises:
         ConfigError: Patterns that match nothing; what is on the meta device has no initial values.
     """
+    if strategy.shards:
+        keep_norms_full(model)
     if checkpointing is not None:
         checkpoint_activations(model, checkpointing)
     if compilation is not None:
