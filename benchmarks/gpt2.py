@@ -1,6 +1,6 @@
 """Tokens per second and the share of the GPU's peak (MFU) of a model of GPT-2's size, against a loop by hand.
 
-    torchrun --standalone --nproc_per_node=1 benchmarks/gpt2.py
+    torchrun --standalone --nproc_per_node=1 -m benchmarks.gpt2
 
 bf16, compiled block by block, fused AdamW, DDP; on as many GPUs as there are ranks. The runner trains with
 one optimizer group, with the usual four, and with one for each tensor.

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import gpt2, optimizer, overhead, schedule, startup
+from benchmarks.step import events
 from tests.kit import run_distributed
 
 TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_size=8)
@@ -84,3 +85,14 @@ def test_gpt2_is_measured_by_hand_and_with_few_and_many_groups():
         "distopt, four groups",
         "distopt, a group per tensor",
     ]
+
+
+def _events(strategy: str) -> list[str]:
+    return [event.key for event in events(strategy, TINY)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_profiled_step_has_the_models_operators_and_the_optimizers(strategy):
+    found = run_distributed(_events, strategy)[0]
+    assert {"aten::mm", "Optimizer.step#AdamW.step", "aten::_fused_adamw_"} <= set(found)
