@@ -201,6 +201,19 @@ def test_a_full_check_holds_the_optimizer_and_its_rules_against_the_model(compla
 EARLY_STOP = "callbacks=[{type: EarlyStop, metric: acuracy}]"
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("strategy={type: fsdp, units: [Blok]}", "strategy.units"),
+        ("strategy={type: fsdp, ignored: [embedding.weight]}", "strategy.ignored"),
+        ("activation_checkpointing={modules: [Blok]}", "activation_checkpointing.modules"),
+        ("compile={backend: inducter}", "compile.backend"),
+    ],
+)
+def test_a_full_check_holds_what_wraps_against_the_model(complaint, override, key):
+    assert f"{key}: " in complaint("--full", override)
+
+
 def test_a_full_check_warns_of_a_metric_that_only_the_model_could_return(cfg, capsys):
     metrics = "eval={every: 5, metrics: {accuracy: {type: Accuracy, task: binary}}}"
     assert main(["check", cfg, "--full", EARLY_STOP, metrics, "data.val={type: StdlibText}"]) == 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from distopt import parts
+from distopt import parallel, parts
 from distopt.callbacks import Callback, EarlyStop
 from distopt.cli.data import run_length, train_batches, val_batches
 from distopt.cli.model import model_without_memory
@@ -63,6 +63,12 @@ def full_check(config: Config) -> list[str]:
                 schedule.check_metrics({})
             found += [f"warning: {warning}" for warning in schedule.warnings]
         found += [f"warning: {warning}" for warning in plan.warnings]
+        parallel.try_wrap(
+            model,
+            config.strategy,
+            checkpointing=config.activation_checkpointing,
+            compilation=config.compile,
+        )
     raise_all(error.located(config.locate) for error in errors)
     return found
 

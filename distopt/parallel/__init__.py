@@ -8,7 +8,7 @@ from distopt.parallel.materialize import materialize
 from distopt.parallel.precision import Precision, autocast, set_matmul_precision
 from distopt.parallel.replicate import check_all_used, check_exchanged
 from distopt.parallel.units import find_units
-from distopt.parallel.wrap import gradient_sync, release, reshard, wrap
+from distopt.parallel.wrap import gradient_sync, release, reshard, try_wrap, wrap
 
 __all__ = [
     "Precision",
@@ -26,5 +26,6 @@ __all__ = [
     "reshard",
     "set_matmul_precision",
     "sync_batchnorm",
+    "try_wrap",
     "wrap",
 ]

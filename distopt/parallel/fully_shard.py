@@ -28,7 +28,8 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
     """Shards a model in place: its units, and the rest with the root.
 
     Raises:
-        ConfigError: Patterns that match nothing; trainable parameters that are to be ignored.
+        ConfigError: Patterns that match nothing; trainable parameters that are to be ignored; several dtypes
+            in a unit.
     """
     mesh = make_mesh(strategy, device)
     gathered = dtype_of(strategy.param_dtype or precision)
@@ -40,11 +41,8 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
     offload = OffloadPolicy()
     if strategy.cpu_offload:
         offload = CPUOffloadPolicy(pin_memory=device.type == "cuda")
-    ignored = _ignored(model, strategy)
-    units = find_units(model, strategy.units)
-    inside_first = [*reversed(units), model]
-    _check_dtypes(model, inside_first, ignored or set())
-    for module in inside_first:
+    units, ignored = plan_shards(model, strategy)
+    for module in [*reversed(units), model]:  # what is inside another first
         fully_shard(
             module,
             mesh=mesh,
@@ -59,6 +57,20 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
     _prefetch(units, strategy.prefetch)
     if strategy.find_unused_parameters and isinstance(model, FSDPModule):
         model.set_reduce_scatter_unused_params(True)
+
+
+def plan_shards(
+    model: nn.Module, strategy: StrategyConfig
+) -> tuple[list[nn.Module], set[nn.Parameter] | None]:
+    """The units, in the order of the walk, and the parameters that stay whole.
+
+    Raises:
+        ConfigError: As `shard`.
+    """
+    ignored = _ignored(model, strategy)
+    units = find_units(model, strategy.units)
+    _check_dtypes(model, [*reversed(units), model], ignored or set())
+    return units, ignored
 
 
 def check_same_used(model: nn.Module, loss: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distopt.config import ActivationCheckpointingConfig, CompileConfig, StrategyConfig
 from distopt.parallel.checkpointing import checkpoint_activations
 from distopt.parallel.compilation import compile_model
-from distopt.parallel.fully_shard import shard
+from distopt.parallel.fully_shard import plan_shards, shard
 from distopt.parallel.initialize import initialize_shards
 from distopt.parallel.norm_layers import keep_norms_full
 from distopt.parallel.precision import Precision
@@ -57,6 +57,26 @@ def wrap(
         return model
     model.to(device)
     return replicate(model, strategy, device) if strategy.type == "ddp" else model
+
+
+def try_wrap(
+    model: nn.Module,
+    strategy: StrategyConfig,
+    *,
+    checkpointing: ActivationCheckpointingConfig | None = None,
+    compilation: CompileConfig | None = None,
+) -> None:
+    """Finds what `wrap` will refuse, without a world. The model is of no use afterwards.
+
+    Raises:
+        ConfigError: As `wrap`, but for initial values.
+    """
+    if checkpointing is not None:
+        checkpoint_activations(model, checkpointing)
+    if compilation is not None:
+        compile_model(model, compilation)
+    if strategy.shards:
+        plan_shards(model, strategy)
 
 
 def gradient_sync(model: nn.Module, enabled: bool) -> AbstractContextManager[None]:
