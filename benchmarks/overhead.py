@@ -51,8 +51,13 @@ class Size:
 
 
 SIZES = {
-    "ddp": {"10 ms": Size({"width": 64, "depth": 4}, 8), "50 ms": Size({"width": 128, "depth": 3}, 24)},
-    "fsdp": {"20 ms": Size({"width": 32, "depth": 2}, 8), "50 ms": Size({"width": 96, "depth": 3}, 24)},
+    "ddp": {
+        "4 ms": Size({"width": 32, "depth": 3}, 4),
+        "10 ms": Size({"width": 64, "depth": 4}, 8),
+        "50 ms": Size({"width": 128, "depth": 3}, 24),
+        "70 ms": Size({"width": 128, "depth": 4}, 28),
+    },
+    "fsdp": {"16 ms": Size({"width": 32, "depth": 2}, 4), "100 ms": Size({"width": 128, "depth": 4}, 32)},
 }
 """Strategy → about how long a step takes on two cores → what it is."""
 
