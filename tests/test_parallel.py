@@ -295,7 +295,7 @@ class Routed(nn.Module):
 
 
 def _routed(used: list[list[int]], **options: Any) -> dict[str, torch.Tensor] | tuple[str, str]:
-    model = parallel.wrap(Routed(), StrategyConfig(type="fsdp", **options), CPU)
+    model = parallel.wrap(Routed(), StrategyConfig(**{"type": "fsdp", **options}), CPU)
     loss = model(torch.ones(2, 4), used[torch.distributed.get_rank()])
     try:
         parallel.check_same_used(model, loss)
@@ -308,6 +308,12 @@ def _routed(used: list[list[int]], **options: Any) -> dict[str, torch.Tensor] | 
 def test_ranks_that_use_different_parameters_are_refused_before_they_wait_for_each_other():
     expected = ("strategy.find_unused_parameters", "experts.1.bias, experts.1.weight used by some")
     assert run_distributed(_routed, [[0], [0, 1]]) == [expected] * 2
+
+
+def test_a_static_graph_that_differs_between_ranks_is_refused():
+    expected = ("strategy.static_graph", "experts.1.bias, experts.1.weight used by some")
+    static = partial(_routed, type="ddp", static_graph=True)
+    assert run_distributed(static, [[0], [0, 1]]) == [expected] * 2
 
 
 def test_units_that_only_some_ranks_use_are_refused():

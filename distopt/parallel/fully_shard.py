@@ -15,6 +15,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from distopt import comm, names
 from distopt.config import StrategyConfig
@@ -77,21 +78,31 @@ def check_same_used(model: nn.Module, loss: Tensor) -> None:
     """To be called between the first forward and backward, where gradients are exchanged; by every rank.
 
     Raises:
-        ConfigError: Ranks use different parameters, whose gradients FSDP would send as if they were the same.
+        ConfigError: Ranks use different parameters, whose gradients FSDP would send as if they were the same,
+            and for which a static graph of DDP's would wait.
     """
+    if isinstance(model, DistributedDataParallel) and model.static_graph:
+        leaves, live = _leaves(loss), names.live_parameters(names.visits(model))
+        used = {fqn for fqn, p in live.items() if p in leaves}
+        if apart := _apart(used):
+            raise ConfigError(
+                "strategy.static_graph",
+                "on the first batch only some ranks use all of the model, and would wait for the others",
+                given=f"{listed(apart)} used by some",
+                allowed="{type: ddp, find_unused_parameters: true}, which costs time",
+            )
     if not isinstance(model, FSDPModule):
         return
     states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
     groups = [group for state in states for group in state._fsdp_param_groups]
     leaves = _leaves(loss)
-    used, whole_units = set[str](), False
+    used, whole_units = set(), False
     for group in groups:
         of_group = {str(p._param_fqn) for p in group.fsdp_params if _is_gathered(p, leaves)}
         if group.reduce_scatter_unused_params and of_group:  # of which one parameter will do
             whole_units, of_group = True, {group._module_fqn or "the root"}
         used |= of_group
-    of_ranks = comm.gather(used)
-    if not (apart := sorted(used.union(*of_ranks) - used.intersection(*of_ranks))):
+    if not (apart := _apart(used)):
         return
     if whole_units:
         raise ConfigError(
@@ -106,6 +117,12 @@ def check_same_used(model: nn.Module, loss: Tensor) -> None:
         given=f"{listed(apart)} used by some",
         allowed="true; or a model whose parameters have a part in the loss on every rank, or on none",
     )
+
+
+def _apart(used: set[str]) -> list[str]:
+    """What only some ranks use; every rank calls it."""
+    of_ranks = comm.gather(used)
+    return sorted(used.union(*of_ranks) - used.intersection(*of_ranks))
 
 
 def _is_gathered(parameter: Any, leaves: Set[Tensor]) -> bool:
