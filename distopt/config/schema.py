@@ -290,8 +290,9 @@ class Config(Section):
             raise ConfigError("eval", "there is nothing to evaluate on", allowed="a dataset as data.val")
         gathered = self.strategy.param_dtype
         if gathered not in (None, "fp32", self.precision):
-            problem = f"parameters cannot be gathered in {gathered} where precision is {self.precision}"
-            raise ConfigError("strategy.param_dtype", problem, allowed=f"fp32, or precision: {gathered}")
+            problem = f"parameters cannot be gathered in this where precision is {self.precision}"
+            allowed = f"fp32, or precision: {gathered}"
+            raise ConfigError("strategy.param_dtype", problem, given=gathered, allowed=allowed)
         return self
 
     def locate(self, key: str) -> str | None:

@@ -171,7 +171,13 @@ def _ignored(model: nn.Module, strategy: StrategyConfig) -> set[nn.Parameter] | 
         trained = [fqn for fqn in matches if live[fqn].requires_grad]
         if not matches:
             problem = "no parameter of the model matches this pattern"
-            raise ConfigError("strategy.ignored", problem, given=pattern, suggestion=nearest(pattern, live))
+            raise ConfigError(
+                "strategy.ignored",
+                problem,
+                given=pattern,
+                allowed="patterns of FQNs: embedding.*",
+                suggestion=nearest(pattern, live),
+            )
         if trained:
             problem = f"{listed(trained)} is trained, and nobody would add up its gradients over ranks"
             raise ConfigError("strategy.ignored", problem, given=pattern, allowed="frozen parameters")
