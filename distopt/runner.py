@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -162,6 +163,7 @@ class Runner:
             },
         )
         check_agreement(self.plan)
+        self._verify()
         if config.sync_batchnorm:
             self.model = parallel.sync_batchnorm(self.model, self.device)
         if isinstance(self.loss, nn.Module):
@@ -206,6 +208,19 @@ class Runner:
         first = next(self.steps)
         self.steps = chain([first], self.steps)
         self.habits = self.gradient_step.rehearse(first)
+
+    def _verify(self) -> None:
+        """Reads all of the checkpoint to start from, each rank a part; a damaged gives way to an older."""
+        config, world = self.config, self.world
+        damaged: dict[Path, str] = {}
+        while (checkpoint := self.start.checkpoint) is not None:
+            found = comm.gather(directory.damage(checkpoint, share=(world.rank, world.size)))
+            problem = next(filter(None, found), None)
+            if problem is None:
+                break
+            damaged[checkpoint] = problem
+            self.start = resume.find_start(config.work_dir, config.resume, config.to_dict(), damaged)
+        self.step = self.start.step
 
     def _resume(self) -> None:
         """Takes up the checkpoint to start from, where there is one, and starts the callbacks."""

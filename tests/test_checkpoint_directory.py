@@ -18,10 +18,14 @@ CONFIG = {"seed": 0, "work_dir": "a", "resume": "auto", "optimizer": {"lr": 1e-3
 OTHER = {**CONFIG, "optimizer": {"lr": 3e-4}}
 
 
-def _commit(work_dir: Path, step: int) -> Path:
+def _commit(work_dir: Path, step: int, config: dict | None = None) -> Path:
     path = directory.step_directory(work_dir, step)
-    path.mkdir(parents=True)
-    directory.Progress(step, 2, [{"epoch": 0, "offset": step * 8}]).write(path)
+    partial = directory.partial_of(path)
+    partial.mkdir(parents=True)
+    directory.Progress(step, 2, [{"epoch": 0, "offset": step * 8}]).write(partial)
+    if config:
+        (partial / "config.yaml").write_text(yaml.safe_dump(config))
+    directory.commit(path)
     return path
 
 
@@ -111,8 +115,8 @@ def test_a_finished_run_with_another_config_continues_and_names_the_differences(
 
 def test_the_differences_are_to_the_config_of_the_checkpoint(tmp_path):
     """The run directory's own config is already that of a start that never came to a checkpoint."""
-    path = _run(tmp_path, "failed", OTHER)
-    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    _run(tmp_path, "failed", OTHER)
+    _commit(tmp_path, 8, CONFIG)
     assert find_start(tmp_path, "auto", OTHER).differences == ("optimizer.lr: 0.001 → 0.0003",)
 
 

@@ -1,7 +1,7 @@
 """The directories of checkpoints: `checkpoints/step_00000200` is the state after 200 optimizer steps.
 
-A checkpoint is written under another name and renamed when all of it is on disk, so a directory with the
-final name is complete: the rename is the commit.
+A checkpoint is written under another name and renamed when all of it is on disk, its manifest last, so a
+directory with the final name is complete: the rename is the commit.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from distopt.checkpoint import manifest
 
 _COMMITTED = re.compile(r"step_\d{8,}")
 _PARTIAL = ".partial"
@@ -70,9 +73,17 @@ def partial_of(directory: Path) -> Path:
     return directory.with_name(directory.name + _PARTIAL)
 
 
-def commit(directory: Path) -> None:
-    """Gives the finished partial directory its final name; one that had the name before gives way."""
+def commit(directory: Path, known: Mapping[str, manifest.Entry] | None = None) -> None:
+    """Writes the manifest of the finished partial directory and gives it its final name.
+
+    One that had the name before gives way.
+
+    Args:
+        directory: As it will be.
+        known: Of the files in it, what the manifest is to say of those that need not be read for it.
+    """
     partial = partial_of(directory)
+    write_text(partial / manifest.NAME, manifest.text_of(partial, known or {}))
     _sync(partial)
     if directory.exists():
         _rename_away(directory, "replaced")
@@ -120,8 +131,15 @@ def _rename_away(directory: Path, reason: str) -> None:
 
 
 def _is_readable(checkpoint: Path) -> bool:
-    try:
-        read_progress(checkpoint)
-    except (OSError, ValueError):
-        return False
-    return True
+    return damage(checkpoint, share=None) is None
+
+
+def damage(checkpoint: Path, share: tuple[int, int] | None) -> str | None:
+    """What is wrong with a checkpoint, as a clause: see `manifest.damage`; or it says no progress."""
+    found = manifest.damage(checkpoint, share)
+    if found is None:
+        try:
+            read_progress(checkpoint)
+        except (OSError, ValueError) as error:
+            return str(error)
+    return found

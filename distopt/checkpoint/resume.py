@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from distopt.checkpoint import directory
@@ -29,14 +30,20 @@ class Start:
     """A sentence on each newer checkpoint that cannot be read."""
 
 
-def find_start(work_dir: Path, resume: str, config: Mapping[str, Any]) -> Start:
+def find_start(
+    work_dir: Path, resume: str, config: Mapping[str, Any], damaged: Mapping[Path, str] = MappingProxyType({})
+) -> Start:
     """Reads `work_dir`, changes nothing.
+
+    Of the checkpoints it looks at names and sizes; whether they are what was written takes all ranks to find
+    out, who may come back with those that are not.
 
     Args:
         work_dir: The run directory; need not exist.
         resume: `auto`, `never`, or the path of the checkpoint that a new run starts from. A run that has
             checkpoints of its own continues, also with a path: the same command can be submitted again.
         config: This run's resolved config, as it would be written to config.yaml.
+        damaged: Checkpoints that cannot be used, and why.
 
     Raises:
         ConfigError: `never` in a directory that is not empty; a path that holds no checkpoint, or an
@@ -47,14 +54,14 @@ def find_start(work_dir: Path, resume: str, config: Mapping[str, Any]) -> Start:
             problem = f"work_dir {work_dir} is not empty"
             raise ConfigError("resume", problem, given="never", allowed="auto, or another work_dir")
         return Start()
-    own, skipped = _newest_readable(work_dir)
+    own, skipped = _newest_readable(work_dir, damaged)
     origin = None if resume == "auto" else Path(resume).expanduser()
     if origin is not None:
         _check_not_earlier(origin, own, work_dir)
     checkpoint = own or origin
     if checkpoint is None:
         return Start(skipped=skipped)
-    step = _step_of(checkpoint)
+    step = _step_of(checkpoint, damaged)
     last_config = _read_yaml(work_dir / "config.yaml")
     trained_with = _read_yaml(checkpoint / "config.yaml") or last_config
     done = own is not None and not skipped and _read_json(work_dir / "status.json").get("state") == "done"
@@ -67,15 +74,13 @@ def find_start(work_dir: Path, resume: str, config: Mapping[str, Any]) -> Start:
     )
 
 
-def _newest_readable(work_dir: Path) -> tuple[Path | None, tuple[str, ...]]:
+def _newest_readable(work_dir: Path, damaged: Mapping[Path, str]) -> tuple[Path | None, tuple[str, ...]]:
     skipped: list[str] = []
     for checkpoint in reversed(directory.committed(work_dir)):
-        try:
-            directory.read_progress(checkpoint)
-        except (OSError, ValueError) as error:
-            skipped.append(f"{checkpoint} is passed over, it cannot be read: {error}")
-        else:
+        problem = damaged.get(checkpoint) or directory.damage(checkpoint, share=None)
+        if problem is None:
             return checkpoint, tuple(skipped)
+        skipped.append(f"{checkpoint} is damaged and passed over: {problem}")
     return None, tuple(skipped)
 
 
@@ -92,13 +97,12 @@ def _check_not_earlier(origin: Path, own: Path | None, work_dir: Path) -> None:
         )
 
 
-def _step_of(checkpoint: Path) -> int:
-    problem = "it was never completed, or is none"
-    try:
-        if directory.is_committed(checkpoint):
-            return directory.read_progress(checkpoint).step
-    except (OSError, ValueError) as error:
-        problem = str(error)
+def _step_of(checkpoint: Path, damaged: Mapping[Path, str]) -> int:
+    problem: str | None = "it was never completed, or is none"
+    if directory.is_committed(checkpoint):
+        problem = damaged.get(checkpoint) or directory.damage(checkpoint, share=None)
+    if problem is None:
+        return directory.read_progress(checkpoint).step
     raise ConfigError(
         "resume",
         f"no complete checkpoint: {problem}",

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from distopt.checkpoint import extras, optimizer_state, rng
+from distopt.checkpoint import extras, manifest, optimizer_state, rng
 from distopt.checkpoint.directory import Progress, commit, partial_of, remove, write_text
 from distopt.checkpoint.reader import TensorReader
 from distopt.errors import ConfigError
@@ -64,24 +64,32 @@ def save(
         "extras": extras.tensors_of(others),
     }
 
-    def write_documents() -> None:
-        progress.write(partial)
-        for name, content in documents.items():
-            write_text(partial / name, content)
-        commit(directory)
-
     if rank == 0:
         remove(partial)  # of a run that was killed, perhaps with more ranks
     dist.barrier()
-    cause = _cause_of_failure(lambda: state_dict_saver.save(state, checkpoint_id=partial))
-    if rank == 0 and cause is None:
-        cause = _cause_of_failure(write_documents)
-    causes: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(causes, cause)
-    for cause in filter(None, causes):
+    written: dict[str, manifest.Entry] = {}
+
+    def write_tensors() -> None:
+        state_dict_saver.save(state, checkpoint_id=partial)
+        # By the rank that wrote them, who has them in memory still.
+        written.update({path.name: manifest.entry_of(path) for path in partial.glob(f"__{rank}_*")})
+
+    def finish() -> None:
         if rank == 0:
-            remove(partial)
-        raise OSError(f"{directory}: the checkpoint could not be written: {cause}")
+            progress.write(partial)
+            for name, content in documents.items():
+                write_text(partial / name, content)
+            commit(directory, known={name: entry for part in entries for name, entry in part.items()})
+
+    entries: list[dict[str, manifest.Entry]] = []
+    for act in (write_tensors, finish):
+        outcomes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, (_cause_of_failure(act), written))
+        entries = [entry for _, entry in outcomes]
+        for cause in filter(None, (cause for cause, _ in outcomes)):
+            if rank == 0:
+                remove(partial)
+            raise OSError(f"{directory}: the checkpoint could not be written: {cause}")
 
 
 def load(
