@@ -15,6 +15,8 @@ COMMANDS = {
     "groups": "show the optimizer's parameter groups, without training",
     "explain": "tell why a parameter or a group has the lr and weight decay that it has",
     "schedule": "show how lr and other options move over the run, without training",
+    "checkpoints": "list the checkpoints of a run, and verify each",
+    "export": "write a checkpoint's weights into one safetensors file",
     "schema": "print the JSON Schema of the config file, for editors",
 }
 """Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""

@@ -80,7 +80,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as stored in plan.json."""
-        return {"digest": self.digest, **self._content}
+        return {"digest": self.digest, **self._content, "ties": [list(names) for names in self.ties]}
 
     def to_json(self) -> str:
         """The text of plan.json."""
