@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset
 from distopt import comm, names, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
 from distopt.checkpoint import directory, resume, state
+from distopt.checkpoint.writer import Writer
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError
@@ -29,6 +32,8 @@ from distopt.optim import check_agreement, evaluating, set_mode
 from distopt.recording import Recording
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
+
+logger = logging.getLogger(__name__)
 
 
 class Runner:
@@ -88,7 +93,10 @@ class Runner:
                     raise
             with self._record() as self.recording, shared_mistakes(), held_signals():
                 introduce(self)
-                self._loop()
+                try:
+                    self._loop()
+                finally:
+                    self._keep_pending()
             parallel.release(self.wrapped)
 
     def stop(self, reason: str) -> None:
@@ -201,6 +209,7 @@ class Runner:
             )
             self.metrics = self.evaluation.rehearse()
         self.schedule.check_metrics(self.metrics)
+        self.writer = Writer(asynchronous=config.checkpoint.asynchronous, device=self.device)
         seed_everything(config.seed, self.world.rank)
         self._resume()
         set_mode(self.optimizer, "train")
@@ -264,7 +273,9 @@ class Runner:
     def _log(self, taken: Taken) -> None:
         """Records the step just done, with the values that it used."""
         assert taken.means is not None
-        means, items, [stops] = taken.means.reduce(self._stop_reason is not None)
+        means, items, [stops, written] = taken.means.reduce(
+            self._stop_reason is not None, self.writer.pending is not None and self.writer.is_done
+        )
         loss, groups = means.pop("loss"), self.optimizer.param_groups
         row = {
             "step": self.step,
@@ -281,6 +292,8 @@ class Runner:
             row["loss_scale"] = self.gradient_step.scaler.get_scale()
         self.callbacks.on_log(self, row)
         self.recording.log(row)
+        if written == self.world.size:
+            self._finish_save()
         if items and not math.isfinite(loss):
             raise FloatingPointError(f"the loss of step {self.step} is {loss}")
         self._stopping |= stops > 0
@@ -297,18 +310,42 @@ class Runner:
             self._stopping |= stops > 0
 
     def _save(self) -> None:
+        """Begins a checkpoint; what it holds is copied when this returns, and written meanwhile."""
         config = self.config
+        self._finish_save()
         path = directory.step_directory(config.work_dir, self.step)
         progress = directory.Progress(self.step, self.world.size, comm.gather(self.batches.state_dict()))
         documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
         with self.throughput.pause():
             parallel.average_buffers(self.model)
             with evaluating(self.optimizer):
-                state.save(path, self.wrapped, self.optimizer, progress, documents, self._others())
+                snapshot = state.capture(self.wrapped, self.optimizer, progress, documents, self._others())
+                self.writer.begin(path, snapshot)
+        if not config.checkpoint.asynchronous or self._stopping or self.step == self.max_steps:
+            self._finish_save()
+
+    def _finish_save(self) -> None:
+        """Waits for the checkpoint that is being written. A full disk is no reason to end the training."""
+        try:
+            path = self.writer.finish()
+        except OSError as error:
+            if self._stopping or self.step == self.max_steps:  # nothing else would be left of the run
+                raise
+            logger.warning("%s; training goes on, and the next checkpoint tries again", error)
+            return
+        if path is not None:
             if self.world.is_main:
-                directory.prune(config.work_dir, config.checkpoint.keep_last)
+                keep = self.config.checkpoint
+                directory.prune(self.config.work_dir, keep.keep_last, keep.keep_every)
             self.recording.saved(path)
             self.callbacks.on_save(self, path)
+
+    def _keep_pending(self) -> None:
+        """However training ends, a checkpoint that was begun is worth waiting for."""
+        with suppress(OSError):
+            path = self.writer.finish()
+            if path is not None:
+                self.recording.saved(path)
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """State that is neither the model's nor the optimizer's."""

@@ -256,3 +256,16 @@ class Curious(nn.Module):
         if hidden.sum() > 0:
             hidden = hidden + 1
         return self.out(hidden)
+
+
+class InTheWay(Callback):
+    """Puts a file where the checkpoint of a step is going to be written, which then cannot be."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, run: Run) -> None:
+        if run.step == self.step and torch.distributed.get_rank() == 0:
+            path = run.config.work_dir / "checkpoints" / f"step_{self.step:08d}.partial"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("")

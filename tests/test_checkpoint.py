@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from distopt import ConfigError, build_optimizer, make_plan, parallel
 from distopt.checkpoint import directory
-from distopt.checkpoint.state import load, save
+from distopt.checkpoint.state import capture, load
+from distopt.checkpoint.writer import write
 from distopt.config import StrategyConfig
 from distopt.models import ByteGPT
 from tests.kit import run_distributed
@@ -57,7 +58,7 @@ def _save(path: Path, strategy: str) -> dict[str, torch.Tensor]:
     """Trains 3 steps, saves, trains 2 more; the parameters at the end."""
     model, wrapped, optimizer = _make(strategy, seed=0)
     _train(wrapped, optimizer, 3)
-    save(path, wrapped, optimizer, PROGRESS, {"plan.json": make_plan(model, CFG).to_json()})
+    write(path, capture(wrapped, optimizer, PROGRESS, {"plan.json": make_plan(model, CFG).to_json()}))
     _train(wrapped, optimizer, 2)
     return _full(model)
 
@@ -124,7 +125,7 @@ def _draw() -> tuple[float, float, float, float]:
 def _rng_after_load(path: Path) -> bool:
     _, wrapped, optimizer = _make("ddp", seed=7)
     _draw()  # leaves the second of a pair of normal numbers in Python's and NumPy's state
-    save(path, wrapped, optimizer, PROGRESS, {})
+    write(path, capture(wrapped, optimizer, PROGRESS, {}))
     expected = _draw()
     torch.manual_seed(99)
     load(path, wrapped, optimizer, optimizers=_types(optimizer, OPTIMIZER))
@@ -167,7 +168,7 @@ def _calls_after_load(path: Path) -> set[int]:
     cfg = {"type": f"{__name__}.Counting", "lr": 1e-3, "paramwise_cfg": {"bypass_duplicate": True}}
     _, wrapped, optimizer = _make("ddp", seed=0, cfg=cfg)
     _train(wrapped, optimizer, 3)
-    save(path, wrapped, optimizer, PROGRESS, {})
+    write(path, capture(wrapped, optimizer, PROGRESS, {}))
     _, wrapped, optimizer = _make("ddp", seed=0, cfg=cfg)
     load(path, wrapped, optimizer, optimizers=_types(optimizer, OPTIMIZER))
     return {state["calls"] for state in optimizer.state.values()}
@@ -188,7 +189,7 @@ def _resume_frozen(path: Path, first: str, then: str) -> set[int]:
         optimizer = build_optimizer(wrapped, CFG)
         if frozen == first:
             _train(wrapped, optimizer, 3)
-            save(path, wrapped, optimizer, PROGRESS, {})
+            write(path, capture(wrapped, optimizer, PROGRESS, {}))
     assert load(path, wrapped, optimizer, optimizers=_types(optimizer, OPTIMIZER)) == []
     _train(wrapped, optimizer, 1)
     return {int(state["step"]) for state in optimizer.state.values()}

@@ -22,7 +22,8 @@ def _commit(work_dir: Path, step: int, config: dict | None = None) -> Path:
     path = directory.step_directory(work_dir, step)
     partial = directory.partial_of(path)
     partial.mkdir(parents=True)
-    directory.Progress(step, 2, [{"epoch": 0, "offset": step * 8}]).write(partial)
+    for name, text in directory.Progress(step, 2, [{"epoch": 0, "offset": step * 8}]).document().items():
+        (partial / name).write_text(text)
     if config:
         (partial / "config.yaml").write_text(yaml.safe_dump(config))
     directory.commit(path)

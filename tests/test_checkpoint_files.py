@@ -14,7 +14,8 @@ from torch.distributed.checkpoint import state_dict_saver
 from distopt import ConfigError, build_optimizer, parallel
 from distopt.checkpoint import directory
 from distopt.checkpoint.reader import TensorReader
-from distopt.checkpoint.state import load, save
+from distopt.checkpoint.state import capture, load
+from distopt.checkpoint.writer import write
 from distopt.config import StrategyConfig
 from tests.kit import run_distributed
 
@@ -27,7 +28,7 @@ def _make() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def _save(path: Path) -> None:
-    save(path, *_make(), PROGRESS, {})
+    write(path, capture(*_make(), PROGRESS, {}))
 
 
 def _load_error(path: Path) -> str:
@@ -38,7 +39,7 @@ def _load_error(path: Path) -> str:
 
 def _save_in_vain(path: Path) -> str:
     with pytest.raises(OSError, match="could not be written") as error:
-        save(path, *_make(), PROGRESS, {"no/such/folder": ""})
+        write(path, capture(*_make(), PROGRESS, {"no/such/folder": ""}))
     return str(error.value)
 
 

@@ -33,8 +33,9 @@ class Progress:
     data: list[dict[str, Any]]
     """The place of each rank in the training data."""
 
-    def write(self, directory: Path) -> None:
-        write_text(directory / _PROGRESS, json.dumps(asdict(self), indent=2) + "\n")
+    def document(self) -> dict[str, str]:
+        """The file that says so: its name → its text."""
+        return {_PROGRESS: json.dumps(asdict(self), indent=2) + "\n"}
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -61,7 +62,11 @@ def is_committed(checkpoint: Path) -> bool:
 def committed(work_dir: Path) -> list[Path]:
     """All committed checkpoints, oldest first."""
     found = filter(is_committed, work_dir.glob("checkpoints/step_*"))
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest(work_dir: Path) -> Path | None:
@@ -91,13 +96,16 @@ def commit(directory: Path, known: Mapping[str, manifest.Entry] | None = None) -
     _sync(directory.parent)
 
 
-def prune(work_dir: Path, keep_last: int) -> None:
+def prune(work_dir: Path, keep_last: int, keep_every: int | None = None) -> None:
     """Removes all but the newest readable checkpoints, and what was never committed.
 
-    One that cannot be read neither counts as kept nor is removed: that is for the user to judge.
+    Multiples of `keep_every` steps stay as well. One that cannot be read neither counts as kept nor is
+    removed: that is for the user to judge.
     """
     readable = [path for path in committed(work_dir) if _is_readable(path)]
     for path in readable[:-keep_last]:
+        if keep_every and _step(path) % keep_every == 0:
+            continue
         with suppress(OSError):
             _rename_away(path, "pruned")
     for path in work_dir.glob(f"checkpoints/step_*{_PARTIAL}"):

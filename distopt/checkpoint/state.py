@@ -1,24 +1,25 @@
-"""The state of a run as named tensors: saved and loaded by torch.distributed.checkpoint."""
+"""The state of a run as named tensors: taken from its parts, and put back into them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from distopt.checkpoint import extras, manifest, optimizer_state, rng
-from distopt.checkpoint.directory import Progress, commit, partial_of, remove, write_text
+from distopt.checkpoint import extras, optimizer_state, rng
+from distopt.checkpoint.directory import Progress
 from distopt.checkpoint.reader import TensorReader
+from distopt.checkpoint.writer import Snapshot, first_line
 from distopt.errors import ConfigError
 
 _OPTIMIZER_VALUES = "optimizer.json"
@@ -26,18 +27,16 @@ _OPTIMIZER_GROUPS = "optimizer_groups.json"
 _EXTRA_VALUES = "extras.json"
 
 
-def save(
-    directory: Path,
+def capture(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     documents: Mapping[str, str],
     others: extras.States | None = None,
-) -> None:
-    """Writes and commits a checkpoint; every rank calls it and writes its part.
+) -> Snapshot:
+    """The state of a run as a checkpoint is to have it; its tensors are the live ones.
 
     Args:
-        directory: Where it will be once it is complete.
         model: As trained: wrapped, sharded.
         optimizer: Whose groups have `param_names`.
         progress: How far the run is.
@@ -45,51 +44,25 @@ def save(
         others: Further state: plain data, of which rank 0's is written, and tensors.
 
     Raises:
-        OSError: On every rank, where one could not write; nothing is left behind.
-        ConfigError: Where the model's state is not all tensors, or that of others not plain data.
+        ConfigError: The model's state is not all tensors, or that of others not plain data.
     """
-    partial, rank = partial_of(directory), dist.get_rank()
     others = others or {}
     tensors, values = optimizer_state.split(optimizer)
-    documents = {
-        **documents,
-        _OPTIMIZER_VALUES: json.dumps(values),
-        _OPTIMIZER_GROUPS: json.dumps({"groups": optimizer_state.group_state(optimizer)}),
-        _EXTRA_VALUES: extras.values_of(others),
-    }
-    state = {
-        "model": _model_state(model),
-        "optim": tensors,
-        "rng": {str(rank): rng.capture()},
-        "extras": extras.tensors_of(others),
-    }
-
-    if rank == 0:
-        remove(partial)  # of a run that was killed, perhaps with more ranks
-    dist.barrier()
-    written: dict[str, manifest.Entry] = {}
-
-    def write_tensors() -> None:
-        state_dict_saver.save(state, checkpoint_id=partial)
-        # By the rank that wrote them, who has them in memory still.
-        written.update({path.name: manifest.entry_of(path) for path in partial.glob(f"__{rank}_*")})
-
-    def finish() -> None:
-        if rank == 0:
-            progress.write(partial)
-            for name, content in documents.items():
-                write_text(partial / name, content)
-            commit(directory, known={name: entry for part in entries for name, entry in part.items()})
-
-    entries: list[dict[str, manifest.Entry]] = []
-    for act in (write_tensors, finish):
-        outcomes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, (_cause_of_failure(act), written))
-        entries = [entry for _, entry in outcomes]
-        for cause in filter(None, (cause for cause, _ in outcomes)):
-            if rank == 0:
-                remove(partial)
-            raise OSError(f"{directory}: the checkpoint could not be written: {cause}")
+    return Snapshot(
+        {
+            "model": _model_state(model),
+            "optim": tensors,
+            "rng": {str(dist.get_rank()): rng.capture()},
+            "extras": extras.tensors_of(others),
+        },
+        {
+            **documents,
+            **progress.document(),
+            _OPTIMIZER_VALUES: json.dumps(values),
+            _OPTIMIZER_GROUPS: json.dumps({"groups": optimizer_state.group_state(optimizer)}),
+            _EXTRA_VALUES: extras.values_of(others),
+        },
+    )
 
 
 def load(
@@ -178,7 +151,7 @@ def _read(state: dict[str, Any], reader: TensorReader, directory: Path) -> None:
     try:
         state_dict_loader.load(state, storage_reader=reader)
     except CheckpointException as error:
-        raise ConfigError("resume", f"{directory} cannot be read: {_first_line(error)}") from error
+        raise ConfigError("resume", f"{directory} cannot be read: {first_line(error)}") from error
 
 
 def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -208,21 +181,6 @@ def _check_same_model(
             f"{directory} is a checkpoint of another model: {'; '.join(differences[:5])}{more}",
             allowed="another work_dir, or resume: never with an empty one",
         )
-
-
-def _cause_of_failure(write: Callable[[], object]) -> str | None:
-    try:
-        write()
-    except (CheckpointException, OSError) as error:
-        return _first_line(error)
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong on the first rank that failed."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _short(optimizer_type: str) -> str:

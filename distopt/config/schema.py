@@ -134,8 +134,17 @@ class CheckpointConfig(Section):
     every: Count | None = None
     """Optimizer steps between checkpoints; null: only the one at the end."""
 
+    every_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Minutes between checkpoints, beside those of `every`: at the next logged step."""
+
     keep_last: Count = 3
     """How many checkpoints to keep."""
+
+    keep_every: Count | None = None
+    """Steps whose multiples are kept for good, beside the last ones."""
+
+    asynchronous: bool = True
+    """Train on while a checkpoint is written; takes memory for one copy of the state."""
 
 
 class LogConfig(Section):
