@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from distopt import comm, names, parallel
 from distopt.data import MicroBatch
 from distopt.errors import ConfigError, describe
-from distopt.faults import check_signals
 from distopt.means import Means
 from distopt.objective import TARGETS, Objective, Outcome, scalars
 
@@ -50,17 +49,20 @@ class Evaluation:
         self._precision = precision
         self._device = device
 
-    def run(self) -> dict[str, float]:
+    def run(self, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Evaluates on all batches; every rank calls this.
+
+        Args:
+            interrupted: Asked before each batch: whether to break off.
 
         Returns:
             `loss` and what else the model returned as numbers, each the mean over all items of all ranks;
-            and the metrics.
+            and the metrics. None where it was broken off.
 
         Raises:
             ConfigError: A metric that does not take predictions and targets, or whose value is no number.
         """
-        return self._run(self._batches)
+        return self._run(self._batches, interrupted)
 
     def rehearse(self) -> dict[str, bool | None]:
         """Evaluates on one batch, so that what fails does so now, not after many steps.
@@ -69,18 +71,22 @@ class Evaluation:
             What evaluation yields: name → whether higher is better, None where that is not known.
         """
         with warnings.catch_warnings(action="ignore"):  # of metrics that miss a class in so few samples
-            found = self._run(islice(self._batches, 1), is_first=True)
+            found = self._run(islice(self._batches, 1), lambda: False, is_first=True) or {}
         known = {name: metric.higher_is_better for name, metric in self._metrics.items()}
         return {name: False if name == "loss" else known.get(name) for name in found}
 
-    def _run(self, batches: Iterable[MicroBatch], is_first: bool = False) -> dict[str, float]:
+    def _run(
+        self, batches: Iterable[MicroBatch], interrupted: Callable[[], bool], is_first: bool = False
+    ) -> dict[str, float] | None:
         parallel.average_buffers(self._model)
         means = Means(self._device)
         for metric in self._metrics.values():
             metric.reset()
         with _evaluating(self._model), torch.no_grad():
             for batch, samples in batches:
-                check_signals()
+                if interrupted():
+                    parallel.reshard(self._model)
+                    return None
                 with parallel.autocast(self._precision, self._device):
                     outcome = self._objective(batch)
                 items = samples if outcome.items is None else outcome.items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,22 +20,29 @@ class Stopped(BaseException):
         return type(self), (self.number,)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a run to stop: Ctrl-C, a scheduler's end of time, and what Slurm can be told to send before."""
+_REPEATED = 1.0
+"""Seconds within which a second SIGINT is the same one, that torchrun passes on."""
+
 _received: int | None = None
+_received_at = 0.0
 _held = False
+_ends = False
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM raise `Stopped`: at once, or where `held_signals` lets them."""
-    global _received
-    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Within it, the signals raise `Stopped`: at once, or where `held_signals` lets them."""
+    global _received, _ends
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     finally:
-        if _received is None:  # else the process is about to end, and is not to be killed on its way
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        _received = None
+        # A process that was asked to end is about to, and is not to be killed on its way.
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if _ends else handler)
+        _received, _ends = None, False
 
 
 @contextmanager
@@ -63,11 +71,25 @@ def check_signals() -> None:
         raise Stopped(_received)
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
+def signal_received() -> int | None:
+    """The number of a signal that has come, and is not obeyed yet."""
+    return _received
+
+
+def obey_signals() -> None:
+    """What the signals asked for is done: none is raised any more."""
     global _received
-    # torchrun and Slurm repeat SIGTERM: what the first one began must not be broken off by the next.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _received = number
+    _received = None
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _received, _received_at, _ends
+    # torchrun and Slurm repeat their signals: what the first one began must not be broken off by the next.
+    if _ends:
+        if number == signal.SIGINT and time.monotonic() - _received_at > _REPEATED:  # somebody insists
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        return
+    _received, _received_at, _ends = number, time.monotonic(), True
     if not _held:
         raise Stopped(number)

@@ -50,6 +50,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._began = time.monotonic()
         self._newest: dict[str, Any] = {}
         self._stopped: str | None = None
+        self._preempted = False
         self._status: StatusFile | None = None
 
     def __enter__(self) -> Recording:
@@ -81,7 +82,7 @@ class Recording(AbstractContextManager["Recording"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None and self._status:
-            self._status.update(state="done", reason=self._stopped)
+            self._status.update(state="preempted" if self._preempted else "done", reason=self._stopped)
         self._open.__exit__(kind, error, trace)
         if error is None:
             self._console.summary(
@@ -94,12 +95,16 @@ class Recording(AbstractContextManager["Recording"]):
                 best=self._newest.get("best", {}),
                 checkpoint=self._relative(self._checkpoint),
                 outcome="finished" if self._stopped is None else "stopped",
-                reason=self._stopped,
+                reason=self._stopped and self._stopped + self._preempted * "; the same command continues",
             )
 
     def stopped(self, reason: str) -> None:
         """Records that the run ends before its last step, as it was asked to."""
         self._stopped = reason
+
+    def preempted(self, reason: str) -> None:
+        """Records that this start ends before the run's last step, which the next one is to go on to."""
+        self._stopped, self._preempted = reason, True
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Records a row of training or evaluation."""

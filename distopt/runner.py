@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,23 +15,23 @@ from torch.utils.data import Dataset
 from distopt import comm, names, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
 from distopt.checkpoint import directory, resume, state
-from distopt.checkpoint.writer import Writer
+from distopt.checkpoint.writer import Snapshot
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError
 from distopt.evaluation import Evaluation
-from distopt.faults import check_signals, held_signals
+from distopt.faults import held_signals, obey_signals
 from distopt.gradients import GradientStep, Taken
+from distopt.interruption import Interruption
 from distopt.introduction import introduce
 from distopt.mistakes import shared_mistakes
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
 from distopt.recording import Recording
+from distopt.saving import Saver
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
-
-logger = logging.getLogger(__name__)
 
 
 class Runner:
@@ -68,6 +66,8 @@ class Runner:
         self.console = open_console(self.world.rank)
         self._stop_reason: str | None = None
         self._stopping = False
+        self._overdue = False  # the next checkpoint, by the clock
+        self.evaluated = True  # what was to be evaluated at the current step
         self._given = model, optimizer, loss, train_data, val_data, callbacks
 
     def train(self) -> None:
@@ -96,7 +96,8 @@ class Runner:
                 try:
                     self._loop()
                 finally:
-                    self._keep_pending()
+                    if checkpoint := self.saver.abandon():
+                        self.recording.saved(checkpoint)
             parallel.release(self.wrapped)
 
     def stop(self, reason: str) -> None:
@@ -209,7 +210,8 @@ class Runner:
             )
             self.metrics = self.evaluation.rehearse()
         self.schedule.check_metrics(self.metrics)
-        self.writer = Writer(asynchronous=config.checkpoint.asynchronous, device=self.device)
+        self.interruption = Interruption(config.max_time and config.max_time * 60)
+        self.saver = Saver(config, self.world, self.device, self._saved)
         seed_everything(config.seed, self.world.rank)
         self._resume()
         set_mode(self.optimizer, "train")
@@ -240,6 +242,7 @@ class Runner:
             self.lost = state.load(checkpoint, self.wrapped, self.optimizer, optimizers=optimizers)
             progress = directory.read_progress(checkpoint)
             self.batches.load_state_dict(progress.data)
+            self.evaluated = progress.evaluated or not self.config.eval
             names.check_ties(self.wrapped, self.plan.ties, after="the resume")
         self.callbacks.on_start(self)
         state.check_others(self._others())
@@ -250,8 +253,12 @@ class Runner:
         config, first = self.config, self.step + 1
         tokens_per_sample = getattr(self.train_data, "tokens_per_sample", None)
         self.throughput = Throughput(self.step, self.layout.batch_size, tokens_per_sample)
+        if not self.evaluated:
+            self._evaluate()
         while self.step < self.max_steps and not self._stopping:
-            check_signals()
+            if self.interruption.agreed():
+                self._preempt()
+                return
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.schedule.apply(self.step)
             taken = self.gradient_step.take(next(self.steps), measure=logs)
@@ -261,11 +268,29 @@ class Runner:
                 self._log(taken)
             if config.eval and self._due(config.eval.every, self.step):
                 self._evaluate()
-            if self._due(config.checkpoint.every, self.step):
+            if self.evaluated and (self._overdue or self._due(config.checkpoint.every, self.step)):
+                self._overdue = False
                 self._save()
+        if not self.evaluated:  # broken off at the last step
+            self._preempt()
+            return
         if self.step < self.max_steps:
             self.recording.stopped(self._stop_reason or "another rank asked for it")
         self.callbacks.on_end(self)
+
+    def _preempt(self) -> None:
+        """Ends this start so that the next one goes on exactly here."""
+        self._stopping = True
+        if self.saver.begun == self.step:
+            self.saver.finish(must_succeed=True)
+        elif self.step > self.start.step:
+            self._save()
+        self.recording.preempted(self.interruption.reason)
+        obey_signals()
+
+    @property
+    def _is_last(self) -> bool:
+        return self._stopping or self.step == self.max_steps
 
     def _due(self, every: int | None, step: int) -> bool:
         return self._stopping or step == self.max_steps or (every is not None and step % every == 0)
@@ -273,8 +298,10 @@ class Runner:
     def _log(self, taken: Taken) -> None:
         """Records the step just done, with the values that it used."""
         assert taken.means is not None
-        means, items, [stops, written] = taken.means.reduce(
-            self._stop_reason is not None, self.writer.pending is not None and self.writer.is_done
+        means, items, [stops, written, overdue] = taken.means.reduce(
+            self._stop_reason is not None,
+            self.saver.is_written,
+            self.world.is_main and self.saver.is_overdue,
         )
         loss, groups = means.pop("loss"), self.optimizer.param_groups
         row = {
@@ -293,15 +320,19 @@ class Runner:
         self.callbacks.on_log(self, row)
         self.recording.log(row)
         if written == self.world.size:
-            self._finish_save()
+            self.saver.finish(must_succeed=False)
         if items and not math.isfinite(loss):
             raise FloatingPointError(f"the loss of step {self.step} is {loss}")
         self._stopping |= stops > 0
+        self._overdue = overdue > 0
 
     def _evaluate(self) -> None:
         with self.throughput.pause():
             with evaluating(self.optimizer):
-                found = self.evaluation.run()
+                found = self.evaluation.run(self.interruption.agreed)
+            self.evaluated = found is not None
+            if found is None:
+                return
             row = {"step": self.step, "epoch": self.batches.epoch, "eval": found}
             self.schedule.observe(found)
             self.callbacks.on_eval(self, row)
@@ -311,41 +342,20 @@ class Runner:
 
     def _save(self) -> None:
         """Begins a checkpoint; what it holds is copied when this returns, and written meanwhile."""
-        config = self.config
-        self._finish_save()
-        path = directory.step_directory(config.work_dir, self.step)
-        progress = directory.Progress(self.step, self.world.size, comm.gather(self.batches.state_dict()))
-        documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
-        with self.throughput.pause():
+        with self.throughput.pause(), evaluating(self.optimizer):
             parallel.average_buffers(self.model)
-            with evaluating(self.optimizer):
-                snapshot = state.capture(self.wrapped, self.optimizer, progress, documents, self._others())
-                self.writer.begin(path, snapshot)
-        if not config.checkpoint.asynchronous or self._stopping or self.step == self.max_steps:
-            self._finish_save()
+            self.saver.begin(self.step, self._snapshot, must_succeed=self._is_last)
 
-    def _finish_save(self) -> None:
-        """Waits for the checkpoint that is being written. A full disk is no reason to end the training."""
-        try:
-            path = self.writer.finish()
-        except OSError as error:
-            if self._stopping or self.step == self.max_steps:  # nothing else would be left of the run
-                raise
-            logger.warning("%s; training goes on, and the next checkpoint tries again", error)
-            return
-        if path is not None:
-            if self.world.is_main:
-                keep = self.config.checkpoint
-                directory.prune(self.config.work_dir, keep.keep_last, keep.keep_every)
-            self.recording.saved(path)
-            self.callbacks.on_save(self, path)
+    def _snapshot(self) -> Snapshot:
+        config = self.config
+        places = comm.gather(self.batches.state_dict())
+        progress = directory.Progress(self.step, self.world.size, places, self.evaluated)
+        documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
+        return state.capture(self.wrapped, self.optimizer, progress, documents, self._others())
 
-    def _keep_pending(self) -> None:
-        """However training ends, a checkpoint that was begun is worth waiting for."""
-        with suppress(OSError):
-            path = self.writer.finish()
-            if path is not None:
-                self.recording.saved(path)
+    def _saved(self, checkpoint: Path) -> None:
+        self.recording.saved(checkpoint)
+        self.callbacks.on_save(self, checkpoint)
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """State that is neither the model's nor the optimizer's."""

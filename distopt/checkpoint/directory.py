@@ -32,6 +32,8 @@ class Progress:
     world_size: int
     data: list[dict[str, Any]]
     """The place of each rank in the training data."""
+    evaluated: bool = True
+    """Whether the evaluation that was due at this step was done."""
 
     def document(self) -> dict[str, str]:
         """The file that says so: its name → its text."""

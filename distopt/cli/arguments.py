@@ -15,9 +15,10 @@ overrides
 NOTES = f"""\
 {OVERRIDES}
 exit status
-  0  finished
+  0  finished; or stopped by Ctrl-C, SIGTERM, SIGUSR1 or max_time, with a checkpoint from which the same
+     command continues
   2  the input is wrong: one message says where, what was given and what is allowed
-  130, 143  stopped by Ctrl-C or SIGTERM: the same command continues from the newest checkpoint
+  130, 143, 138  stopped before the first step by Ctrl-C, SIGTERM or SIGUSR1
   anything else is a fault, with its traceback
 """
 

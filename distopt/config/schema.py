@@ -227,6 +227,9 @@ class Config(Section):
     max_epochs: Count | None = None
     """How long to train, in passes over the training data; instead of max_steps."""
 
+    max_time: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Minutes after which a start saves a checkpoint and ends; the next one continues."""
+
     strategy: Annotated[
         StrategyConfig,
         BeforeValidator(

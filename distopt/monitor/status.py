@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from distopt.errors import ConfigError
 
-State = Literal["running", "done", "failed"]
+State = Literal["running", "done", "preempted", "failed"]
 
 logger = logging.getLogger(__name__)
 
