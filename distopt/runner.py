@@ -67,6 +67,7 @@ class Runner:
         self._stop_reason: str | None = None
         self._stopping = False
         self._overdue = False  # the next checkpoint, by the clock
+        self.epoch = 0  # of the step last taken
         self.evaluated = True  # what was to be evaluated at the current step
         self._given = model, optimizer, loss, train_data, val_data, callbacks
 
@@ -242,7 +243,7 @@ class Runner:
             self.lost = state.load(checkpoint, self.wrapped, self.optimizer, optimizers=optimizers)
             progress = directory.read_progress(checkpoint)
             self.batches.load_state_dict(progress.data)
-            self.evaluated = progress.evaluated or not self.config.eval
+            self.epoch, self.evaluated = progress.epoch, progress.evaluated or not self.config.eval
             names.check_ties(self.wrapped, self.plan.ties, after="the resume")
         self.callbacks.on_start(self)
         state.check_others(self._others())
@@ -262,7 +263,7 @@ class Runner:
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.schedule.apply(self.step)
             taken = self.gradient_step.take(next(self.steps), measure=logs)
-            self.step += 1
+            self.step, self.epoch = self.step + 1, self.batches.epoch
             self.callbacks.on_step(self)
             if logs:
                 self._log(taken)
@@ -306,7 +307,7 @@ class Runner:
         loss, groups = means.pop("loss"), self.optimizer.param_groups
         row = {
             "step": self.step,
-            "epoch": self.batches.epoch,
+            "epoch": self.epoch,
             "loss": loss,
             "lr": {g["name"]: float(g["lr"]) for g in groups if g.get("lr") is not None},
             "weight_decay": {g["name"]: g["weight_decay"] for g in groups if "weight_decay" in g},
@@ -333,7 +334,7 @@ class Runner:
             self.evaluated = found is not None
             if found is None:
                 return
-            row = {"step": self.step, "epoch": self.batches.epoch, "eval": found}
+            row = {"step": self.step, "epoch": self.epoch, "eval": found}
             self.schedule.observe(found)
             self.callbacks.on_eval(self, row)
             self.recording.log(row)
@@ -349,7 +350,7 @@ class Runner:
     def _snapshot(self) -> Snapshot:
         config = self.config
         places = comm.gather(self.batches.state_dict())
-        progress = directory.Progress(self.step, self.world.size, places, self.evaluated)
+        progress = directory.Progress(self.step, self.world.size, places, self.epoch, self.evaluated)
         documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
         return state.capture(self.wrapped, self.optimizer, progress, documents, self._others())
 

@@ -269,3 +269,28 @@ class InTheWay(Callback):
             path = run.config.work_dir / "checkpoints" / f"step_{self.step:08d}.partial"
             path.parent.mkdir(exist_ok=True)
             path.write_text("")
+
+
+class SignalAt(Callback):
+    """Sends one rank's process a signal, after a step or from inside of an evaluation."""
+
+    def __init__(
+        self, step: int, rank: int = 1, number: int = signal.SIGTERM, evaluating: bool = False
+    ) -> None:
+        self.step, self.rank, self.number, self.evaluating = step, rank, number, evaluating
+
+    def on_start(self, run: Run) -> None:
+        def send(model: nn.Module, _: object) -> None:
+            if not model.training:
+                self._send(run)
+
+        if self.evaluating:
+            run.model.register_forward_pre_hook(send)
+
+    def on_step(self, run: Run) -> None:
+        if not self.evaluating:
+            self._send(run)
+
+    def _send(self, run: Run) -> None:
+        if (run.step, torch.distributed.get_rank()) == (self.step, self.rank):
+            signal.raise_signal(self.number)

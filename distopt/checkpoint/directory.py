@@ -32,6 +32,8 @@ class Progress:
     world_size: int
     data: list[dict[str, Any]]
     """The place of each rank in the training data."""
+    epoch: int = 0
+    """That of the step."""
     evaluated: bool = True
     """Whether the evaluation that was due at this step was done."""
 
