@@ -1,8 +1,9 @@
 """The benchmarks run, at a size that costs little; what they measure is nobody's to assert."""
 
 import pytest
+import torch
 
-from benchmarks import gpt2, optimizer, overhead, schedule, startup
+from benchmarks import checkpoint, gpt2, optimizer, overhead, schedule, startup
 from benchmarks.step import events
 from tests.kit import run_distributed
 
@@ -96,3 +97,13 @@ def _events(strategy: str) -> list[str]:
 def test_a_profiled_step_has_the_models_operators_and_the_optimizers(strategy):
     found = run_distributed(_events, strategy)[0]
     assert {"aten::mm", "Optimizer.step#AdamW.step", "aten::_fused_adamw_"} <= set(found)
+
+
+def _checkpoint_seconds() -> dict[str, float]:
+    return checkpoint.measure(megabytes=24, repetitions=1, device=torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_checkpoints_are_measured_both_ways():
+    found = run_distributed(_checkpoint_seconds)[0]
+    assert {"synchronous: the training waits", "asynchronous: the training waits", "verify"} <= found.keys()

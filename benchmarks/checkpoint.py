@@ -1,0 +1,121 @@
+"""What a checkpoint costs the training: written beside it, and written while it waits.
+
+    torchrun --standalone --nproc_per_node=2 benchmarks/checkpoint.py
+
+The state is that of a model under FSDP2 with AdamW: weights and two moments. Both ways take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from distopt import build_optimizer, comm
+from distopt.checkpoint import directory, state
+from distopt.checkpoint.writer import Writer
+
+CFG = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1}
+HEAD = "| what | seconds |\n| --- | --- |"
+
+
+def make(megabytes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model whose weights and moments together have that many MB over all ranks, after a step."""
+    width = 1024
+    model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(megabytes // 12)))
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = build_optimizer(model, CFG)
+    model(torch.randn(2, width, device=device)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def step_seconds(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> float:
+    began = perf_counter()
+    model(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return perf_counter() - began
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A directory that all ranks of this machine share for the `with` block."""
+    with tempfile.TemporaryDirectory() as own:
+        path = [own]
+        dist.broadcast_object_list(path)
+        yield Path(path[0])
+        dist.barrier()
+
+
+def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str, float]:
+    """Medians, in seconds, by what was measured."""
+    model, optimizer = make(megabytes, device)
+    x = torch.randn(2, 1024, device=device)
+    writers = {kind: Writer(asynchronous=kind == "asynchronous", device=device) for kind in KINDS}
+    times: dict[str, list[float]] = {}
+
+    def note(what: str, seconds: float) -> None:
+        times.setdefault(what, []).append(seconds)
+
+    with shared_folder() as folder:
+        for repetition in range(repetitions + 1):  # the first allocates what the others use again
+            for kind, writer in writers.items():
+                note("a step", step_seconds(model, optimizer, x))
+                path = directory.step_directory(folder, repetition)
+                progress = directory.Progress(repetition, dist.get_world_size(), [{}])
+                dist.barrier()
+                began = perf_counter()
+                writer.begin(path, state.capture(model, optimizer, progress, {}))
+                note(f"{kind}: the training waits", perf_counter() - began)
+                while not writer.is_done:
+                    note("a step meanwhile", step_seconds(model, optimizer, x))
+                writer.finish()
+                note(f"{kind}: until it is complete", perf_counter() - began)
+                directory.remove(path) if dist.get_rank() == 0 and repetition < repetitions else sleep(0)
+                dist.barrier()
+        dist.barrier()
+        began = perf_counter()
+        assert directory.damage(path, share=(dist.get_rank(), dist.get_world_size())) is None
+        note("verify", perf_counter() - began)
+        began = perf_counter()
+        state.load(path, model, optimizer, optimizers={})
+        note("load", perf_counter() - began)
+    return {what: median(values[1:] or values) for what, values in times.items()}
+
+
+KINDS = ("synchronous", "asynchronous")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=int, default=528, help="of the state")
+    parser.add_argument("--repetitions", type=int, default=4)
+    args = parser.parse_args()
+    world = comm.World.from_env()
+    with comm.process_group(world):
+        found = measure(args.megabytes, args.repetitions, world.device)
+    if world.is_main:
+        print(HEAD)
+        for what, seconds in found.items():
+            print(f"| {what} | {seconds:.3f} |")
+        ratio = found["asynchronous: the training waits"] / found["synchronous: the training waits"]
+        print(f"| the training waits, asynchronous / synchronous | {ratio:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
