@@ -55,6 +55,22 @@ def total_norm(norms: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def non_finite(groups: Groups) -> list[str]:
+    """FQNs of the parameters that have a value which is no finite number on any rank; every rank calls it.
+
+    One pass over this rank's parameters, and one small collective.
+    """
+    params = [p for group in groups for p in group["params"]]
+    fqns = [fqn for group in groups for fqn in group["param_names"]]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in params]
+    # The sums of sizes, and not of squares, which may be too large for a number.
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(local, 1)])
+    bad = (~norms.isfinite()).to(torch.int32)
+    dist.all_reduce(bad, dist.ReduceOp.MAX)
+    return [fqn for fqn, is_bad in zip(fqns, bad.tolist(), strict=True) if is_bad]
+
+
+@torch.no_grad()
 def local_gradients(params: Iterable[Tensor]) -> list[Tensor]:
     """This rank's part of the gradients that there are: what is done to it is done to them."""
     grads = [p.grad for p in params]

@@ -12,13 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from distopt import comm, names, parallel, parts
+from distopt import comm, names, norms, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
 from distopt.checkpoint import directory, resume, state
 from distopt.checkpoint.writer import Snapshot
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, listed
 from distopt.evaluation import Evaluation
 from distopt.faults import held_signals, obey_signals
 from distopt.gradients import GradientStep, Taken
@@ -343,6 +343,11 @@ class Runner:
 
     def _save(self) -> None:
         """Begins a checkpoint; what it holds is copied when this returns, and written meanwhile."""
+        if poisoned := norms.non_finite(self.optimizer.param_groups):
+            raise FloatingPointError(
+                f"after step {self.step} there are values that are no finite numbers in {listed(poisoned)}:"
+                " they are not saved"
+            )
         with self.throughput.pause(), evaluating(self.optimizer):
             parallel.average_buffers(self.model)
             self.saver.begin(self.step, self._snapshot, must_succeed=self._is_last)

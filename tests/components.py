@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, IterableDataset
 
 from distopt.callbacks import Callback, Run
@@ -294,3 +295,17 @@ class SignalAt(Callback):
     def _send(self, run: Run) -> None:
         if (run.step, torch.distributed.get_rank()) == (self.step, self.rank):
             signal.raise_signal(self.number)
+
+
+class Poison(Callback):
+    """Makes the last value of a parameter no number, after a step."""
+
+    def __init__(self, step: int, parameter: str) -> None:
+        self.step, self.parameter = step, parameter
+
+    def on_step(self, run: Run) -> None:
+        if run.step == self.step:
+            parameter = run.model.get_parameter(self.parameter)
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            with torch.no_grad():
+                local[-1:] = float("nan")

@@ -32,6 +32,18 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_failed(tmp_path):
     assert directory.newest(tmp_path / "run").name == "step_00000008"
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_parameters_that_are_no_numbers_are_named_and_not_saved(tmp_path, strategy):
+    callbacks = [{"type": "tests.components:Poison", "step": 6, "parameter": "norm.bias"}]
+    path = write_config(
+        tmp_path, strategy=strategy, callbacks=callbacks, log={"every": 100}, checkpoint={"every": 2}
+    )
+    with pytest.raises(RankError, match=r"after step 6 .* in norm\.bias"):
+        run_distributed(train, path)
+    assert directory.newest(tmp_path / "run").name == "step_00000004"
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
 def test_multiples_of_keep_every_stay(tmp_path):
     checkpoint = {"every": 2, "keep_last": 1, "keep_every": 4}
     run_distributed(train, write_config(tmp_path, checkpoint=checkpoint))
