@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from distopt import build_optimizer, make_plan, parallel
 from distopt.checkpoint import directory
-from distopt.checkpoint.state import load, save
+from distopt.checkpoint.state import capture, load
+from distopt.checkpoint.writer import write
 from distopt.config import StrategyConfig
 from distopt.optim import Prebuilt
 from distopt.optim.local_shards import step_local_shards
@@ -524,7 +525,7 @@ def save_and_train(path: Any, cfg: dict) -> dict[str, Any]:
     optimizer = build_optimizer(model, cfg)
     train(model, optimizer)
     progress = directory.Progress(step=3, world_size=2, data=[{}] * 2)
-    save(path, model, optimizer, progress, {"plan.json": make_plan(model, cfg).to_json()})
+    write(path, capture(model, optimizer, progress, {"plan.json": make_plan(model, cfg).to_json()}))
     train(model, optimizer)
     return everything(model, optimizer)
 
