@@ -58,6 +58,7 @@ def test_a_run_that_is_killed_at_random_ends_bitwise_as_one_that_is_not(tmp_path
 
 
 @pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("seed", range(5))
 def test_runs_that_are_killed_many_times_end_bitwise_as_ones_that_are_not(tmp_path, strategy, seed):
