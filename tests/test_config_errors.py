@@ -64,7 +64,10 @@ def test_tags_that_build_objects_are_refused(message, tag):
     [
         ("seeed: 1", "cfg.yaml:9: seeed: unknown key\n  allowed:  work_dir, resume,"),
         ("data.val: 1", "cfg.yaml:9: data.val: unknown key"),
-        ("checkpoint: {evry: 1}", "cfg.yaml:9: checkpoint.evry: unknown key\n  allowed:  every, keep_last"),
+        (
+            "checkpoint: {evry: 1}",
+            "cfg.yaml:9: checkpoint.evry: unknown key\n  allowed:  every, every_minutes",
+        ),
         ("strategy: {type: fsdp, shard: 1}", "cfg.yaml:9: strategy.shard: unknown key\n  allowed:  type"),
         (
             "clip_grad: {max: 1}",
