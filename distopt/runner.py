@@ -299,11 +299,13 @@ class Runner:
     def _log(self, taken: Taken) -> None:
         """Records the step just done, with the values that it used."""
         assert taken.means is not None
-        means, items, [stops, written, overdue] = taken.means.reduce(
+        means, items, [stops, written, overdue, seconds] = taken.means.reduce(
             self._stop_reason is not None,
             self.saver.is_written,
             self.world.is_main and self.saver.is_overdue,
+            self.throughput.step_time if self.world.is_main else 0.0,
         )
+        self.interruption.pace(seconds)
         loss, groups = means.pop("loss"), self.optimizer.param_groups
         row = {
             "step": self.step,

@@ -31,6 +31,8 @@ class Throughput:
         self._clock = clock
         self._step = step
         self._since = clock()
+        self.step_time = 0.0
+        """Seconds per step, as measured last."""
 
     def measure(self, step: int) -> dict[str, float]:
         """The rates since the last call.
@@ -43,7 +45,7 @@ class Throughput:
             a row's `perf`.
         """
         now = self._clock()
-        step_time = (now - self._since) / (step - self._step)
+        self.step_time = step_time = (now - self._since) / (step - self._step)
         self._step, self._since = step, now
         rates = {"step_time": step_time, "samples_per_second": self._samples_per_step / step_time}
         if self._tokens_per_sample is not None:

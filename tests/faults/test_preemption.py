@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distopt import Runner, load_config
+from distopt import Runner, interruption, load_config
 from distopt.checkpoint import directory
 from distopt.faults import stop_signals
 from tests.kit import run_distributed
@@ -16,6 +16,7 @@ from tests.runs import CONFIG, STEPS, losses, rows, status, train, whole, write_
 
 
 def _start(path: Path) -> dict[str, torch.Tensor]:
+    interruption.PACE = 0.0  # a second is longer than these runs
     runner = Runner(load_config(path))
     with stop_signals():
         runner.train()
@@ -46,7 +47,7 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_been(tmp_path, strategy, call
     found = status(tmp_path / "run")
     assert found["state"] == "preempted"
     assert found["checkpoint"] == f"checkpoints/step_{found['step']:08d}"
-    assert found["step"] in (callback["step"], callback["step"] + 1)  # all ranks know a step later
+    assert callback["step"] <= found["step"] <= callback["step"] + 2  # all ranks know a step later
 
     path = write_config(tmp_path, **_changes(strategy))
     continued = run_distributed(_start, path)[0]
@@ -60,8 +61,8 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_been(tmp_path, strategy, call
 
 def test_a_time_limit_ends_a_start_and_the_next_goes_on(tmp_path):
     path = write_config(tmp_path, max_time=1e-6, checkpoint={"every": None}, eval=None)
-    for _ in range(STEPS):  # a step each
-        run_distributed(train, path)
+    for _ in range(STEPS):  # a step or two each
+        run_distributed(_start, path)
         found = status(tmp_path / "run")
         if found["state"] == "done":
             break
