@@ -242,6 +242,7 @@ class Runner:
         if self.step < self.max_steps:
             self.recording.stopped(self._stop_reason or "another rank asked for it")
         self.callbacks.on_end(self)
+        comm.meet()  # a rank whose callback fails is waited for here, where it is heard of
 
     def _due(self, every: int | None, step: int) -> bool:
         return self._stopping or step == self.max_steps or (every is not None and step % every == 0)
