@@ -87,6 +87,11 @@ def deadline(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def meet() -> None:
+    """Waits for all ranks, on the CPU."""
+    dist.all_reduce(torch.zeros(1))
+
+
 def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
     """The sum of each value over all ranks, in one collective and one device synchronisation."""
     packed = torch.stack(

@@ -6,6 +6,7 @@ The others are in a collective, or soon will be. All that they could say is that
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -75,17 +76,27 @@ def _from_plain(errors: list[dict[str, Any]], before: str) -> ConfigError:
 
 
 def _break_off() -> None:
-    """Closes this rank's connections of all groups over gloo.
+    """Closes this rank's connections of all groups over gloo, and the copies that its children have.
 
     Neither `abort` nor `shutdown` does that, and `destroy_process_group` only where nothing refers to the
     group any more. A receive that times out closes all connections of its group.
     """
+    _end_workers()
     for group in list(distributed_c10d._world.pg_map):
         with suppress(RuntimeError):  # no backend for the CPU
             gloo = group._get_backend(torch.device("cpu"))
             for peer in range(gloo.size()):
                 if gloo.name() == "gloo" and peer != gloo.rank():
                     _receive_in_vain(gloo, peer)
+
+
+def _end_workers() -> None:
+    """Ends the loaders' workers: while one that was forked lives, what its parent closes stays open."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(timeout=1)
 
 
 def _receive_in_vain(gloo: Any, peer: int) -> None:

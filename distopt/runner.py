@@ -278,6 +278,7 @@ class Runner:
         if self.step < self.max_steps:
             self.recording.stopped(self._stop_reason or "another rank asked for it")
         self.callbacks.on_end(self)
+        comm.meet()  # a rank whose callback fails is waited for here, where it is heard of
 
     def _preempt(self) -> None:
         """Ends this start so that the next one goes on exactly here."""

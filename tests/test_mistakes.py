@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 from distopt import ConfigError
+from distopt.callbacks import Callback, Run
 from distopt.faults import held_signals, stop_signals
 from distopt.mistakes import shared_mistakes
 from tests.components import Windows
@@ -21,6 +24,14 @@ from tests.kit import RankError, run_distributed, run_torchrun
 from tests.runs import status, write_config
 
 HERE = __name__
+
+
+class BadEnd(Callback):
+    """Raises on rank 1 when the run is over."""
+
+    def on_end(self, run: Run) -> None:
+        if run.world.rank == 1:
+            raise ConfigError("url", "does not answer")
 
 
 class BadThirdBatch(Windows):
@@ -63,6 +74,15 @@ def test_it_is_said_once_and_is_the_reason_on_record(tmp_path, strategy, num_wor
     assert "BadThirdBatch.__getitems__([" in record["reason"]
     for log in ("rank0.log", "rank1.log"):
         assert "stopped by data.train: " in (tmp_path / "run" / "logs" / log).read_text()
+
+
+@pytest.mark.slow
+def test_a_mistake_at_the_end_of_a_run_is_said_and_on_record_too(tmp_path):
+    config = write_config(tmp_path, max_steps=1, callbacks=[{"type": f"{HERE}:BadEnd"}])
+    stderr = run_torchrun([str(config)]).stderr
+    assert stderr.count("callbacks.0.url: rank 1: does not answer") == 1
+    assert stderr.count("Traceback") == 1  # torchrun's own
+    assert status(tmp_path / "run")["state"] == "failed"
 
 
 TOLD = "data.train: {0}cannot be read\n  given:    17\n  allowed:  pictures\nseed: {0}is odd"
@@ -109,13 +129,22 @@ def told_in_another_group(by: list[int]) -> str:
     return told(by, partial(wait, group))
 
 
+def told_beside_workers(by: list[int]) -> str:
+    wait()
+    batches = iter(DataLoader([1, 2], num_workers=1, persistent_workers=True))  # type: ignore[arg-type]
+    next(batches)
+    text = told(by)
+    assert not multiprocessing.active_children()
+    return text
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("tell", [told, told_in_another_group])
+@pytest.mark.parametrize("tell", [told, told_in_another_group, told_beside_workers])
 def test_every_rank_raises_it_whatever_group_it_waits_in(tell, world, rank):
     of_others = TOLD.format(f"rank {rank}: ")
     expected = [TOLD.format("") if i == rank else of_others for i in range(world)]
-    assert run_distributed(tell, [rank], world=world, timeout=10) == expected
+    assert run_distributed(tell, [rank], world=world, timeout=30) == expected
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ class Callbacks:
         self._names = _distinct(type(callback).__name__ for callback in callbacks.values())
         # Looked up once: a run without such hooks pays nothing for them in its steps.
         self._step_hooks = [
-            callback.on_step
-            for callback in callbacks.values()
+            (key, callback.on_step)
+            for key, callback in callbacks.items()
             if type(callback).on_step is not Callback.on_step
         ]
 
@@ -32,8 +32,12 @@ class Callbacks:
         self._tell_all(lambda callback: callback.on_start(run))
 
     def on_step(self, run: Run) -> None:
-        for hook in self._step_hooks:
-            hook(run)
+        for key, hook in self._step_hooks:
+            try:
+                hook(run)
+            except ConfigError as error:
+                error.under(key)
+                raise
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         """Raises ConfigError for what a callback puts into `row` and cannot be recorded."""
