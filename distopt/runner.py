@@ -100,6 +100,7 @@ class Runner:
                     if checkpoint := self.saver.abandon():
                         self.recording.saved(checkpoint)
             parallel.release(self.wrapped)
+            del self.interruption, self.saver  # which hold process groups of their own
 
     def stop(self, reason: str) -> None:
         """Ends the run, with an evaluation and a checkpoint, at the next logged step or evaluation."""
