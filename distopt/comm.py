@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from distopt.errors import ConfigError
+from distopt.faults import deadly_signals
 
 T = TypeVar("T")
 
@@ -63,13 +64,14 @@ def process_group(world: World) -> Iterator[None]:
         torch.cuda.set_device(device)
     # Without a launcher there is no address to meet at, and nobody to meet.
     store = None if world.launched else dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
-        device_id=device if on_gpu else None,
-    )
+    with deadly_signals():  # it waits for all ranks, and one may have failed
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            device_id=device if on_gpu else None,
+        )
     yield
     # Not after an exception: with a collective under way, NCCL would wait for ranks that have failed.
     with deadline(300):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,27 @@ def held_signals() -> Iterator[None]:
     finally:
         _held = False
     check_signals()
+
+
+@contextmanager
+def deadly_signals() -> Iterator[None]:
+    """Within it, a signal ends the process: for a wait in C++, which is deaf to Python's handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    end_on_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_on_signals() -> None:
+    """From now on a signal ends this process without a word: it has failed, and another one says why."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def check_signals() -> None:

@@ -10,14 +10,16 @@ import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from distopt import comm
 from distopt.errors import UNSET, ConfigError
-from distopt.faults import Stopped
+from distopt.faults import Stopped, end_on_signals
 
 _STORE_KEY = "distopt/mistake"
 _NOBODYS_TAG = 0x6D697374
@@ -47,6 +49,24 @@ def shared_mistakes() -> Iterator[None]:
         if first == own or rank == dist.get_rank():
             raise
         raise _from_plain(first, f"rank {rank}: ") from error
+
+
+def tell_before_the_group(error: ConfigError) -> None:
+    """Joins the process group, on another rank than 0, to share there what was found before it.
+
+    Rank 0 would wait for this one to join, deaf even to signals. For a process that is about to end.
+    """
+    world = comm.World.from_env()
+    if not world.is_main and not dist.is_initialized():
+        end_on_signals()
+        joining = Thread(target=_join_and_raise, args=(world, error), daemon=True)  # it may wait in vain
+        joining.start()
+        joining.join(timeout=10)
+
+
+def _join_and_raise(world: comm.World, error: ConfigError) -> None:
+    with suppress(Exception), comm.process_group(world), shared_mistakes():
+        raise error
 
 
 def _first_mistake(own: list[dict[str, Any]] | None) -> tuple[int, list[dict[str, Any]] | None]:

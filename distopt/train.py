@@ -51,12 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(config: Config) -> int:
     from distopt.checkpoint.directory import newest
     from distopt.faults import Stopped, stop_signals
+    from distopt.mistakes import tell_before_the_group
     from distopt.runner import Runner
 
     with stop_signals():
         try:
             Runner(config).train()
         except ConfigError as error:
+            tell_before_the_group(error)
             return report(error.located(config.locate))
         except Stopped as stopped:
             if os.environ.get("RANK", "0") == "0":

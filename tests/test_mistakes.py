@@ -85,6 +85,25 @@ def test_a_mistake_at_the_end_of_a_run_is_said_and_on_record_too(tmp_path):
     assert status(tmp_path / "run")["state"] == "failed"
 
 
+class Unopened(Windows):
+    """Raises on those ranks when it is made."""
+
+    def __init__(self, ranks: list[int]) -> None:
+        if int(os.environ["RANK"]) in ranks:
+            raise OSError("not mounted")
+        super().__init__()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+def test_a_mistake_before_there_is_a_process_group_is_heard_of(tmp_path, ranks):
+    data = {"train": {"type": f"{HERE}:Unopened", "ranks": ranks}, "batch_size": 16}
+    stderr = run_torchrun([str(write_config(tmp_path, data=data, eval=None))], timeout=30).stderr
+    assert stderr.count("raised OSError: not mounted") == 1
+    assert ("data.train: rank 1: " in stderr) == (ranks == [1])
+    assert stderr.count("Traceback") == 1  # torchrun's own
+
+
 TOLD = "data.train: {0}cannot be read\n  given:    17\n  allowed:  pictures\nseed: {0}is odd"
 
 

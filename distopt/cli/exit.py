@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 
 from distopt.errors import ConfigError
+from distopt.faults import end_on_signals
 
 USER_ERROR = 2
 
@@ -30,6 +30,5 @@ def report(error: ConfigError) -> int:
 
 
 def _linger(seconds: float) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    end_on_signals()
     time.sleep(seconds)
