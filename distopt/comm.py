@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from distopt.errors import ConfigError
-from distopt.faults import deadly_signals
 
 T = TypeVar("T")
 
@@ -49,11 +48,17 @@ class World:
 
 
 @contextmanager
-def process_group(world: World) -> Iterator[None]:
+def process_group(
+    world: World, joining: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
     """A process group of the whole world for the `with` block; one that exists already is used as it is.
 
     On CUDA there is a gloo backend beside NCCL, for the tensors of checkpoints that live on the CPU.
     At the end of the block no C++ of torch's may hold the group any more: see `parallel.release`.
+
+    Args:
+        world: This process among all.
+        joining: The context in which to wait for all ranks, one of which may have failed.
     """
     if dist.is_initialized():
         yield
@@ -64,7 +69,7 @@ def process_group(world: World) -> Iterator[None]:
         torch.cuda.set_device(device)
     # Without a launcher there is no address to meet at, and nobody to meet.
     store = None if world.launched else dist.HashStore()  # type: ignore[attr-defined]
-    with deadly_signals():  # it waits for all ranks, and one may have failed
+    with joining():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=store,

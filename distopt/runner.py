@@ -20,7 +20,7 @@ from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError, listed
 from distopt.evaluation import Evaluation
-from distopt.faults import held_signals, obey_signals
+from distopt.faults import deadly_signals, held_signals, obey_signals
 from distopt.gradients import GradientStep, Taken
 from distopt.interruption import Interruption
 from distopt.introduction import introduce
@@ -83,7 +83,7 @@ class Runner:
             self.console.note(f"{config.work_dir}: finished at step {self.start.step}, nothing to do")
             return
         self._prepare()
-        with comm.process_group(self.world):
+        with comm.process_group(self.world, joining=deadly_signals):
             try:
                 with shared_mistakes(), held_signals():
                     self._assemble()
