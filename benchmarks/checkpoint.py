@@ -1,6 +1,6 @@
 """What a checkpoint costs the training: written beside it, and written while it waits.
 
-    torchrun --standalone --nproc_per_node=2 benchmarks/checkpoint.py
+    torchrun --standalone --nproc_per_node=2 -m benchmarks.checkpoint
 
 The state is that of a model under FSDP2 with AdamW: weights and two moments. Both ways take turns.
 """
@@ -8,18 +8,15 @@ The state is that of a model under FSDP2 with AdamW: weights and two moments. Bo
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from benchmarks.overhead import _work_dir
 from distopt import build_optimizer, comm
 from distopt.checkpoint import directory, state
 from distopt.checkpoint.writer import Writer
@@ -50,16 +47,6 @@ def step_seconds(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Te
     return perf_counter() - began
 
 
-@contextmanager
-def shared_folder() -> Iterator[Path]:
-    """A directory that all ranks of this machine share for the `with` block."""
-    with tempfile.TemporaryDirectory() as own:
-        path = [own]
-        dist.broadcast_object_list(path)
-        yield Path(path[0])
-        dist.barrier()
-
-
 def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str, float]:
     """Medians, in seconds, by what was measured."""
     model, optimizer = make(megabytes, device)
@@ -70,7 +57,7 @@ def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str,
     def note(what: str, seconds: float) -> None:
         times.setdefault(what, []).append(seconds)
 
-    with shared_folder() as folder:
+    with _work_dir() as folder:
         for repetition in range(repetitions + 1):  # the first allocates what the others use again
             for kind, writer in writers.items():
                 note("a step", step_seconds(model, optimizer, x))
@@ -84,7 +71,8 @@ def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str,
                     note("a step meanwhile", step_seconds(model, optimizer, x))
                 writer.finish()
                 note(f"{kind}: until it is complete", perf_counter() - began)
-                directory.remove(path) if dist.get_rank() == 0 and repetition < repetitions else sleep(0)
+                if dist.get_rank() == 0 and repetition < repetitions:
+                    directory.remove(path)
                 dist.barrier()
         dist.barrier()
         began = perf_counter()
