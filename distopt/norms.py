@@ -92,6 +92,8 @@ def clip_by_norm(groups: Groups, norms: Tensor, max_norm: float, *, per_group: b
     if not per_group:
         gradients, norms = [[grad for of_group in gradients for grad in of_group]], total_norm(norms)[None]
     scales = (max_norm / (norms + 1e-6)).clamp(max=1)
+    if scales.device.type == "cpu" and bool((scales == 1).all()):  # elsewhere the host would have to wait
+        return
     for of_group, scale in zip(gradients, scales, strict=True):
         if of_group:
             torch._foreach_mul_(of_group, scale)

@@ -12,10 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from distopt import comm, names, norms, parallel, parts
+from distopt import comm, norms, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks
-from distopt.checkpoint import directory, resume, state
-from distopt.checkpoint.writer import Snapshot
+from distopt.checkpoint import directory, resume
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.errors import ConfigError, listed
@@ -29,6 +28,7 @@ from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
 from distopt.recording import Recording
+from distopt.run_state import RunState
 from distopt.saving import Saver
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
@@ -214,6 +214,17 @@ class Runner:
         self.schedule.check_metrics(self.metrics)
         self.interruption = Interruption(config.max_time and config.max_time * 60)
         self.saver = Saver(config, self.world, self.device, self._saved)
+        self.state = RunState(
+            config,
+            self.plan,
+            self.wrapped,
+            self.optimizer,
+            self.gradient_step.scaler,
+            self.schedule,
+            self.batches,
+            self.callbacks,
+            self.loss if isinstance(self.loss, nn.Module) else None,
+        )
         seed_everything(config.seed, self.world.rank)
         self._resume()
         set_mode(self.optimizer, "train")
@@ -240,16 +251,12 @@ class Runner:
         checkpoint = self.start.checkpoint
         self.lost: list[str] = []  # what the checkpoint could not give
         if checkpoint is not None:
-            optimizers = self.plan.optimizers
-            self.lost = state.load(checkpoint, self.wrapped, self.optimizer, optimizers=optimizers)
-            progress = directory.read_progress(checkpoint)
-            self.batches.load_state_dict(progress.data)
+            progress, self.lost = self.state.restore(checkpoint)
             self.epoch, self.evaluated = progress.epoch, progress.evaluated or not self.config.eval
-            names.check_ties(self.wrapped, self.plan.ties, after="the resume")
         self.callbacks.on_start(self)
-        state.check_others(self._others())
+        self.state.check_others()
         if checkpoint is not None:
-            self._load_others(state.load_others(checkpoint, self._others()))
+            self.state.restore_others(checkpoint)
 
     def _loop(self) -> None:
         config, first = self.config, self.step + 1
@@ -354,35 +361,12 @@ class Runner:
             )
         with self.throughput.pause(), evaluating(self.optimizer):
             parallel.average_buffers(self.model)
-            self.saver.begin(self.step, self._snapshot, must_succeed=self._is_last)
-
-    def _snapshot(self) -> Snapshot:
-        config = self.config
-        places = comm.gather(self.batches.state_dict())
-        progress = directory.Progress(self.step, self.world.size, places, self.epoch, self.evaluated)
-        documents = {"config.yaml": config.to_yaml(), "plan.json": self.plan.to_json()}
-        return state.capture(self.wrapped, self.optimizer, progress, documents, self._others())
+            snapshot = self.state.capture(self.step, self.epoch, evaluated=self.evaluated)
+            self.saver.begin(self.step, snapshot, must_succeed=self._is_last)
 
     def _saved(self, checkpoint: Path) -> None:
         self.recording.saved(checkpoint)
         self.callbacks.on_save(self, checkpoint)
-
-    def _others(self) -> dict[str, dict[str, Any]]:
-        """State that is neither the model's nor the optimizer's."""
-        loss = dict(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else {}
-        return self.callbacks.state_dict() | {
-            "scaler": self.gradient_step.scaler.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "loss": loss,
-        }
-
-    def _load_others(self, states: Mapping[str, dict[str, Any]]) -> None:
-        self.callbacks.load_state_dict(states)
-        if states.get("scaler"):
-            self.gradient_step.scaler.load_state_dict(states["scaler"])
-        self.schedule.load_state_dict(states.get("schedule", {}))
-        if states.get("loss") and isinstance(self.loss, nn.Module):
-            self.loss.load_state_dict(states["loss"])
 
     def _record(self) -> Recording:
         """The run directory, opened for writing."""

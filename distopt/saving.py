@@ -48,11 +48,11 @@ class Saver:
         """Whether what was begun has been written by this rank, and waits for `finish`."""
         return self._writer.pending is not None and self._writer.is_done
 
-    def begin(self, step: int, capture: Callable[[], Snapshot], *, must_succeed: bool) -> None:
-        """Saves what `capture` returns, of which it takes a copy; where it must succeed, waits for it."""
+    def begin(self, step: int, snapshot: Snapshot, *, must_succeed: bool) -> None:
+        """Saves a snapshot, of which it takes a copy; where it must succeed, waits for it."""
         self.finish(must_succeed=must_succeed)
         self.begun, self._last = step, time.monotonic()
-        self._writer.begin(directory.step_directory(self._config.work_dir, step), capture())
+        self._writer.begin(directory.step_directory(self._config.work_dir, step), snapshot)
         if must_succeed or not self._config.checkpoint.asynchronous:
             self.finish(must_succeed=must_succeed)
 

@@ -148,13 +148,12 @@ def test_random_collating_is_continued_exactly_as_well():
     assert first + steps(resumed, 4) == uninterrupted
 
 
-def test_random_augmentation_leaves_the_generators_of_the_process_alone():
+def test_random_augmentation_leaves_the_generator_that_dropout_draws_from_alone():
     def drawn(*loaders):
-        for seed_all in (random.seed, np.random.seed, torch.manual_seed):
-            seed_all(5)
+        torch.manual_seed(5)
         for loader in loaders:
             list(islice(loader, 3))
-        return random.random(), np.random.rand(), torch.rand(()).item()
+        return torch.rand(()).item()
 
     assert drawn(TrainLoader(Augmented(8), layout(4)), EvalLoader(Augmented(8), layout(4))) == drawn()
 

@@ -13,8 +13,7 @@ T = TypeVar("T")
 def prefetch(items: Iterable[T], device: torch.device) -> Iterator[T]:
     """The items on the device; on CUDA each is copied while the one before is computed with."""
     if device.type != "cuda":
-        for item in items:
-            yield to_device(item, device)
+        yield from items
         return
     copies = _copied(items, torch.cuda.Stream(device), device)  # type: ignore[no-untyped-call]
     ahead = next(copies, None)

@@ -6,7 +6,6 @@ as text in another exception, or not at all where its class has a constructor of
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.random import mtrand
 from torch.utils.data import DataLoader, Dataset
 
 from distopt.data.batch import Collate, keys, listed, make_batch, outline
@@ -95,8 +93,12 @@ class Loader:
     ) -> None:
         self._key = reader.key if collate is None else "data.collate"
         seeds_here = num_workers == 0 and isinstance(reader, MapReader)
-        self._loader = DataLoader(
-            _Fetcher(reader, collate, _kept_generators if seeds_here else nullcontext),
+        fetcher = _Fetcher(reader, collate, _kept_generator if seeds_here else nullcontext)
+        if num_workers == 0 and not pin:  # nothing is left for a DataLoader to do
+            self._answers: Callable[[], Iterator[Any]] = lambda: map(fetcher.__getitem__, requests)
+            return
+        self._answers = DataLoader(
+            fetcher,
             batch_size=None,  # the fetcher makes the batches
             collate_fn=_unchanged,
             sampler=requests,
@@ -105,7 +107,7 @@ class Loader:
             pin_memory=pin,
             # Its own generator: from the global one, starting to iterate would shift the model's dropout.
             generator=torch.Generator().manual_seed(seed),
-        )
+        ).__iter__
 
     def __iter__(self) -> Iterator[Draw | None]:
         """The draws, each with its batch.
@@ -114,7 +116,7 @@ class Loader:
             ConfigError: Reading or collating failed, or a batch has other keys than the first one.
         """
         first: Draw | None = None
-        for answer in self._loader:
+        for answer in self._answers():
             first = first or answer
             error = self._error(answer, first)
             if error:
@@ -124,7 +126,7 @@ class Loader:
             return
         # The workers end with the last reference to them. Left to the garbage collector, as what an exception
         # refers to often is, they would be waited for in vain.
-        del self._loader
+        del self._answers
         raise error
 
     def _error(self, answer: Draw | ConfigError | None, first: Any) -> ConfigError | None:
@@ -171,33 +173,25 @@ class _Fetcher(Dataset[Draw | ConfigError | None]):
             return error
 
 
-_spare = np.random.MT19937(0)
-
-
 @contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Puts the CPU's generators back after the block, which may seed them, in some 12 µs.
+def _kept_generator() -> Iterator[None]:
+    """Puts torch's generator on the CPU, which dropout draws from, back after the block, which may seed it.
 
-    What NumPy's `normal` keeps in store for its next call is lost.
+    Those of Python and NumPy stay as they were seeded: to keep Python's would take 40 µs of each batch.
     """
-    python, numpys = random.getstate(), mtrand.get_bit_generator()
-    cpu = torch.default_generator.get_state()
-    mtrand.set_bit_generator(_spare)  # to get and set the state would take 50 µs
+    state = torch.default_generator.get_state()
     try:
         yield
     finally:
-        mtrand.set_bit_generator(numpys)
-        random.setstate(python)
-        torch.default_generator.set_state(cpu)
+        torch.default_generator.set_state(state)
 
 
-def _seed_all(*parts: int) -> None:
-    """Seeds the generators of Python, NumPy and torch, in some 10 µs."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=20).digest()
-    random.seed(int.from_bytes(digest[:8]))
-    np.random.seed(int.from_bytes(digest[8:12]))
+def _seed_all(seed: int, epoch: int, first: int) -> None:
+    """Seeds the generators of Python, NumPy and torch."""
+    random.seed(seed << 128 | epoch << 64 | first)  # every bit counts
+    np.random.seed(random.getrandbits(32))
     # torch.manual_seed would seed the accelerators as well, which takes longer than all else here.
-    torch.default_generator.manual_seed(int.from_bytes(digest[12:]))
+    torch.default_generator.manual_seed(random.getrandbits(63))
 
 
 def _unchanged(answer: Any) -> Any:
