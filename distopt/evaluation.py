@@ -83,7 +83,7 @@ class Evaluation:
         for metric in self._metrics.values():
             metric.reset()
         with _evaluating(self._model), torch.no_grad():
-            for batch, samples in batches:
+            for batch, samples, _ in batches:
                 if interrupted():
                     parallel.reshard(self._model)
                     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from distopt.errors import ConfigError
 from distopt.means import Means
 from distopt.objective import Objective, Outcome, scalars
 from distopt.rehearsal import Habits, rehearse
+from distopt.skips import Skips
 
 
 class Taken(NamedTuple):
@@ -41,6 +43,7 @@ class GradientStep:
         precision: What the forward computes in; with fp16 the loss is scaled so that gradients do not
             underflow, and a step whose gradients overflow is left out.
         clip: None for no clipping.
+        max_skipped: See `Skips`.
         device: This rank's own.
     """
 
@@ -51,6 +54,7 @@ class GradientStep:
         *,
         precision: parallel.Precision,
         clip: ClipGradConfig | None,
+        max_skipped: int = 0,
         device: torch.device,
     ) -> None:
         self.objective = objective
@@ -59,8 +63,10 @@ class GradientStep:
         self._precision = precision
         self._clip_config = clip
         self._device = device
+        self._max_skipped = max_skipped
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._habits: Habits
+        self.skips: Skips
 
     def rehearse(self, step: Step) -> Habits:
         """Learns what the model returns from the first micro-batch; to be called once, before any step.
@@ -71,6 +77,13 @@ class GradientStep:
         batch = step.micro_batches[0].batch
         self._habits = rehearse(
             self.objective, self.optimizer, batch, precision=self._precision, device=self._device
+        )
+        self.skips = Skips(
+            self.optimizer,
+            self.scaler,
+            self._habits.statistics,
+            limit=self._max_skipped,
+            device=self._device,
         )
         return self._habits
 
@@ -88,7 +101,9 @@ class GradientStep:
         means = Means(self._device, self._habits.numbers) if measure else None
         model = self.objective.model
         items: Tensor | float = 0
-        for i, (batch, samples) in enumerate(step.micro_batches):
+        shares: list[Tensor] = []
+        self.skips.begin()
+        for i, (batch, samples, _) in enumerate(step.micro_batches):
             is_last = i == len(step.micro_batches) - 1
             # A dummy is normalised like any batch, but its statistics are nobody's.
             buffers = nullcontext() if samples else parallel.preserved_buffers(model)
@@ -99,20 +114,23 @@ class GradientStep:
                     share = self._share(outcome.loss, weight, step.samples)
                 self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             items = items + weight
+            shares.append(share.detach())
             if means is not None:
                 means.add(scalars(outcome), weight)
         parallel.check_exchanged(model)
         self.scaler.unscale_(self.optimizer)
         if self._habits.counts_items:
             self._divide_by_items(items, step.samples)
-        group_norms = self._clip(measure)
-        self.scaler.step(self.optimizer)
+        found = self._norms(measure)
+        norm = None if found is None else norms.total_norm(found)
+        self._clip(found, norm)
+        left_out = self.skips.step(norm)
         self.scaler.update()
+        if (measure or isinstance(left_out, bool)) and left_out:
+            self.skips.note(step.micro_batches, shares)
         for parameter in self._parameters:  # as zero_grad does, in a tenth of its time
             parameter.grad = None
-        if means is None or group_norms is None:
-            return Taken()
-        return Taken(means, norms.total_norm(group_norms), group_norms)
+        return Taken(means, norm, found) if measure else Taken()
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
         """The items of a micro-batch; a dummy has none."""
@@ -128,13 +146,16 @@ class GradientStep:
         So without `num_items` it is done; with them, the whole is divided by their number at the end, when
         it is known.
         """
-        factor = dist.get_world_size() / samples
+        factor: Tensor | float = dist.get_world_size() / samples
         if not self._habits.counts_items:
-            part = weight * factor
-            return loss if part == 1 else loss * part
-        if not isinstance(weight, Tensor):
-            weight = torch.full((), weight, device=self._device)
-        return torch.where(weight > 0, loss * weight, 0.0) * factor  # the mean over no items is no number
+            factor *= weight
+        else:
+            if not isinstance(weight, Tensor):
+                weight = torch.full((), weight, device=self._device)
+            loss = torch.where(weight > 0, loss * weight, 0.0)  # the mean over no items is no number
+        if self._max_skipped:
+            factor = _unless_bad(loss, factor)
+        return loss if isinstance(factor, float) and factor == 1 else loss * factor
 
     @torch.no_grad()
     def _divide_by_items(self, items: Any, samples: int) -> None:
@@ -143,12 +164,25 @@ class GradientStep:
         grads = norms.local_gradients(self._parameters)
         torch._foreach_mul_(grads, samples / torch.where(total > 0, total, 1))
 
-    def _clip(self, measure: bool) -> Tensor | None:
-        """The norms of the groups before; without `max_norm` only where they are measured."""
+    def _norms(self, measure: bool) -> Tensor | None:
+        """Those of the groups, where anybody asks for them."""
+        clips = self._clip_config is not None and self._clip_config.max_norm is not None
+        if measure or clips or self._max_skipped:
+            return norms.group_norms(self.optimizer.param_groups)
+        return None
+
+    def _clip(self, of_groups: Tensor | None, norm: Tensor | None) -> None:
         groups, clip = self.optimizer.param_groups, self._clip_config
-        found = norms.group_norms(groups) if measure or (clip and clip.max_norm is not None) else None
-        if found is not None and clip and clip.max_norm is not None:
-            norms.clip_by_norm(groups, found, clip.max_norm, per_group=clip.per_group)
+        if clip and clip.max_norm is not None:
+            of_what = of_groups if clip.per_group else norm
+            assert of_what is not None
+            norms.clip_by_norm(groups, of_what, clip.max_norm)
         if clip and clip.max_value is not None:
             norms.clip_by_value(groups, clip.max_value)
-        return found
+
+
+def _unless_bad(loss: Tensor, factor: Tensor | float) -> Tensor | float:
+    """A factor that makes all gradients no numbers, on all ranks, where the loss is no finite number."""
+    if loss.device.type == "cpu":
+        return factor if math.isfinite(loss.item()) else math.nan
+    return torch.where(loss.detach().isfinite(), factor, math.nan)

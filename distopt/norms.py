@@ -55,19 +55,25 @@ def total_norm(norms: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def non_finite(groups: Groups) -> list[str]:
-    """FQNs of the parameters that have a value which is no finite number on any rank; every rank calls it.
+def non_finite(groups: Groups, *, gradients: bool = False) -> dict[str, list[str]]:
+    """Group → FQNs of its parameters that hold, on any rank, what is no finite number; every rank calls it.
 
-    One pass over this rank's parameters, and one small collective.
+    One pass over this rank's parameters, or their gradients, and one small collective.
     """
     params = [p for group in groups for p in group["params"]]
-    fqns = [fqn for group in groups for fqn in group["param_names"]]
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in params]
+    names = [(group["name"], fqn) for group in groups for fqn in group["param_names"]]
+    values = [p.grad if gradients else p for p in params]
+    nothing = torch.zeros((), device=params[0].device)
+    local = [nothing if v is None else v.to_local() if isinstance(v, DTensor) else v for v in values]
     # The sums of sizes, and not of squares, which may be too large for a number.
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(local, 1)])
     bad = (~norms.isfinite()).to(torch.int32)
     dist.all_reduce(bad, dist.ReduceOp.MAX)
-    return [fqn for fqn, is_bad in zip(fqns, bad.tolist(), strict=True) if is_bad]
+    found: dict[str, list[str]] = {}
+    for (group, fqn), is_bad in zip(names, bad.tolist(), strict=True):
+        if is_bad:
+            found.setdefault(group, []).append(fqn)
+    return found
 
 
 @torch.no_grad()
@@ -78,22 +84,21 @@ def local_gradients(params: Iterable[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def clip_by_norm(groups: Groups, norms: Tensor, max_norm: float, *, per_group: bool = False) -> None:
+def clip_by_norm(groups: Groups, norms: Tensor, max_norm: float) -> None:
     """Scales gradients down in place, as `torch.nn.utils.clip_grad_norm_` does.
 
     Args:
         groups: Whose gradients are scaled.
-        norms: What `group_norms` has found. An infinite one makes gradients 0, one that is no number makes
-            them none.
-        max_norm: The greatest that the norm over all groups may have; or, `per_group`, each group's own.
-        per_group: See there.
+        norms: Of shape (groups,), to clip each group by itself, or (), to clip all together. An infinite one
+            makes gradients 0, one that is no number makes them none.
+        max_norm: The greatest that a norm may have.
     """
-    gradients = [local_gradients(group["params"]) for group in groups]
-    if not per_group:
-        gradients, norms = [[grad for of_group in gradients for grad in of_group]], total_norm(norms)[None]
     scales = (max_norm / (norms + 1e-6)).clamp(max=1)
     if scales.device.type == "cpu" and bool((scales == 1).all()):  # elsewhere the host would have to wait
         return
+    gradients = [local_gradients(group["params"]) for group in groups]
+    if not norms.ndim:
+        gradients, scales = [[grad for of_group in gradients for grad in of_group]], scales[None]
     for of_group, scale in zip(gradients, scales, strict=True):
         if of_group:
             torch._foreach_mul_(of_group, scale)

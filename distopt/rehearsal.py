@@ -21,6 +21,8 @@ class Habits(NamedTuple):
     """Whether it says `num_items`."""
     numbers: frozenset[str]
     """The loss, and the numbers beside it."""
+    statistics: parallel.MovingStatistics
+    """The buffers that a forward changes."""
     graph_breaks: tuple[str, ...] = ()
     """Where torch.compile could not go on: `net.py:12: why`."""
 
@@ -47,16 +49,17 @@ def rehearse(
     exchange = parallel.gradient_sync(
         model, enabled=isinstance(model, FSDPModule) or getattr(model, "static_graph", False)
     )
-    with parallel.preserved_buffers(*modules), exchange, parallel.compiling() as graph_breaks:
+    with parallel.preserved_buffers(*modules) as before, exchange, parallel.compiling() as graph_breaks:
         with parallel.autocast(precision, device):
             outcome = objective(batch)
         _check_items(objective, outcome)
         parallel.check_same_used(model, outcome.loss)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
+        statistics = parallel.MovingStatistics(before)
     parallel.check_all_used(model)
     optimizer.zero_grad()
     rng.restore(random_state)
-    habits = Habits(outcome.items is not None, frozenset(scalars(outcome)), tuple(graph_breaks))
+    habits = Habits(outcome.items is not None, frozenset(scalars(outcome)), statistics, tuple(graph_breaks))
     comm.agree(
         {
             "use of num_items": str(habits.counts_items),

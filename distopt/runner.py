@@ -198,6 +198,7 @@ class Runner:
             self.optimizer,
             precision=config.precision,
             clip=config.clip_grad,
+            max_skipped=config.max_skipped,
             device=self.device,
         )
         # What evaluation yields: name → whether higher is better.
@@ -329,11 +330,12 @@ class Runner:
             row["train"] = means
         if self.config.precision == "fp16":
             row["loss_scale"] = self.gradient_step.scaler.get_scale()
+        row |= self.gradient_step.skips.report(self.step)
         self.callbacks.on_log(self, row)
         self.recording.log(row)
         if written == self.world.size:
             self.saver.finish(must_succeed=False)
-        if items and not math.isfinite(loss):
+        if items and not math.isfinite(loss) and not self.config.max_skipped:
             raise FloatingPointError(f"the loss of step {self.step} is {loss}")
         self._stopping |= stops > 0
         self._overdue = overdue > 0
@@ -356,7 +358,8 @@ class Runner:
         """Begins a checkpoint; what it holds is copied when this returns, and written meanwhile."""
         if poisoned := norms.non_finite(self.optimizer.param_groups):
             raise FloatingPointError(
-                f"after step {self.step} there are values that are no finite numbers in {listed(poisoned)}:"
+                f"after step {self.step} there are values that are no finite numbers in"
+                f" {listed([fqn for fqns in poisoned.values() for fqn in fqns])}:"
                 " they are not saved"
             )
         with self.throughput.pause(), evaluating(self.optimizer):

@@ -66,7 +66,7 @@ def whole(tensor: Tensor) -> Tensor:
 def clipped(strategy: dict, max_norm: float, per_group: bool) -> tuple[list[float], dict[str, Tensor]]:
     net, groups = with_gradients(strategy)
     norms = group_norms(groups)
-    clip_by_norm(groups, norms, max_norm, per_group=per_group)
+    clip_by_norm(groups, norms if per_group else total_norm(norms), max_norm)
     return [*norms.tolist(), total_norm(norms).item()], gradients(net)
 
 
@@ -130,7 +130,7 @@ def without_gradients_on_a_rank(rank: int | None) -> list[float]:
     for p in net.parameters():
         p.grad = torch.ones_like(p) if rank is not None and dist.get_rank() != rank else None
     norms = group_norms(groups)
-    clip_by_norm(groups, norms, 1.0)
+    clip_by_norm(groups, total_norm(norms), 1.0)
     clip_by_value(groups, 1.0)
     return norms.tolist()
 
@@ -154,7 +154,7 @@ def test_what_is_not_finite_ends_as_with_torch(value):
         if ours:
             groups = [{"params": params}]
             norms = group_norms(groups)
-            clip_by_norm(groups, norms, 1.0)
+            clip_by_norm(groups, total_norm(norms), 1.0)
             norm = total_norm(norms)
         else:
             norm = nn.utils.clip_grad_norm_(params, 1.0)

@@ -185,12 +185,14 @@ def test_a_model_that_raises_leaves_a_failed_status_and_its_traceback_in_the_log
     assert "Traceback" in (tmp_path / "run" / "logs" / "rank0.log").read_text()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoints_before(tmp_path):
+def test_where_nothing_is_skipped_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoints_before(
+    tmp_path,
+):
     path = write_config(
         tmp_path, model={"type": "tests.components:Diverging"}, optimizer={"type": "SGD", "lr": 0.1}
     )
     with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
-        train_alone(path, "data.micro_batch_size=16", "checkpoint.every=1")
+        train_alone(path, "data.micro_batch_size=16", "checkpoint.every=1", "max_skipped=0")
     assert status(tmp_path / "run")["checkpoint"] == "checkpoints/step_00000002"
 
 

@@ -274,6 +274,10 @@ class Config(Section):
     clip_grad: ClipGradConfig | None = None
     """Gradient clipping."""
 
+    max_skipped: Annotated[int, Field(ge=0)] = 10
+    """Steps in a row that may be left out because their loss or gradient is no finite number: one more ends
+    the run. At 0 none is left out: the first such loss that is logged ends it."""
+
     eval: EvalConfig | None = None
     """Evaluation on data.val."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ class MicroBatch(NamedTuple):
     batch: Any
     samples: int
     """This rank's; 0 for a dummy that only keeps step with the other ranks."""
+    ids: Sequence[int] = ()
+    """Which they are: indices into the dataset, or positions in a stream's pass."""
 
 
 class Step(NamedTuple):
@@ -144,7 +147,8 @@ class TrainLoader:
                 state = self._after(state, draw)
             if self._streams and not self._shards:
                 check_alike("data.train", drawn[0].total, drawn[0].epoch)
-            micro_batches = [MicroBatch(draw.content, draw.samples) for draw in drawn]
+            # An array, for a list would be taken to the device one by one.
+            micro_batches = [MicroBatch(draw.content, draw.samples, array("q", draw.ids)) for draw in drawn]
             yield Step(micro_batches, drawn[0].total), drawn[-1].epoch, state
 
     def _after(self, state: dict[str, Any], draw: Draw) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from distopt.monitor.units import count, percent
 
 _SECTIONS = {"weight_decay": "wd"}
 """Rows spell out what is short on TensorBoard."""
-_SINGLE = {"loss": "loss/train", "grad_norm": "grad_norm/all", "loss_scale": "loss/scale"}
+_SINGLE = {
+    "loss": "loss/train",
+    "grad_norm": "grad_norm/all",
+    "loss_scale": "loss/scale",
+    "skipped": "loss/skipped",
+}
 _PER_GROUP = ("lr", "wd", "momentum")
 _LINES_PER_CHART = 8
 """All lines of a run have one colour and differ by their markers only: more are not told apart."""

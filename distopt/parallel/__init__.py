@@ -1,7 +1,7 @@
 """Wrapping: one model on one or many processes."""
 
 from distopt.parallel.batchnorm import sync_batchnorm
-from distopt.parallel.buffers import average_buffers, preserved_buffers
+from distopt.parallel.buffers import MovingStatistics, average_buffers, preserved_buffers
 from distopt.parallel.compilation import compiling
 from distopt.parallel.fully_shard import check_same_used
 from distopt.parallel.materialize import materialize
@@ -11,6 +11,7 @@ from distopt.parallel.units import find_units
 from distopt.parallel.wrap import gradient_sync, release, reshard, try_wrap, wrap
 
 __all__ = [
+    "MovingStatistics",
     "Precision",
     "autocast",
     "average_buffers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -39,22 +40,71 @@ def average_buffers(model: nn.Module) -> None:
         _unpack(packed, alike)
 
 
+class Kept(NamedTuple):
+    """A buffer as it was."""
+
+    home: dict[str, Tensor | None]
+    """The `_buffers` of its module."""
+    name: str
+    buffer: Tensor
+    values: Tensor
+    """A copy."""
+
+
 @contextmanager
-def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
+def preserved_buffers(*modules: nn.Module) -> Iterator[list[Kept]]:
     """Puts all buffers back: their values, and themselves where a forward has replaced them."""
     before = [
-        (module._buffers, name, buffer, buffer.clone())
+        Kept(module._buffers, name, buffer, buffer.clone())
         for root in modules
         for module in root.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
     try:
-        yield
+        yield before
     finally:
         with torch.no_grad():
             for home, name, buffer, values in before:
                 home[name] = buffer.copy_(values)
+
+
+class MovingStatistics:
+    """The buffers of floats that a forward changes, and a copy of how they were.
+
+    Args:
+        before: What `preserved_buffers` gave, after a forward.
+    """
+
+    def __init__(self, before: Iterable[Kept] = ()) -> None:
+        self._homes = [
+            (home, name)
+            for home, name, buffer, values in before
+            if buffer.is_floating_point() and not isinstance(buffer, DTensor)
+            if not torch.equal(home[name], values)  # type: ignore[arg-type]
+        ]
+        self._kept = torch.empty(0)
+
+    def keep(self) -> None:
+        """Takes the copy."""
+        if self._homes:
+            self._kept = torch.cat([buffer.flatten() for buffer in self._buffers()])
+
+    @torch.no_grad()
+    def put_back(self, condition: Tensor | bool) -> None:
+        """Makes them what they were where the condition holds, without asking a device whether it does."""
+        if not self._homes or condition is False:
+            return
+        buffers = self._buffers()
+        values = self._kept
+        if isinstance(condition, Tensor):
+            values = torch.where(condition, values, torch.cat([buffer.flatten() for buffer in buffers]))
+        parts = torch.split(values, [buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view(b.shape) for part, b in zip(parts, buffers, strict=True)])
+
+    def _buffers(self) -> list[Tensor]:
+        """Those of now: a forward may have replaced them."""
+        return [cast(Tensor, home[name]) for home, name in self._homes]
 
 
 def _by_dtype(buffers: Iterable[Tensor]) -> list[list[Tensor]]:
