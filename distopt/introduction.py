@@ -11,6 +11,7 @@ from torch import nn
 from distopt import names
 from distopt.config import Config, shard_size
 from distopt.data import length
+from distopt.saving import late_for_torchrun
 
 if TYPE_CHECKING:
     from distopt.runner import Runner
@@ -27,6 +28,8 @@ def introduce(runner: Runner) -> None:
         logger.warning(warning)
     for place in runner.habits.graph_breaks:
         logger.warning("torch.compile breaks the graph, which costs speed, at %s", place)
+    if late := late_for_torchrun(start.save_seconds):
+        logger.warning(late)
     for difference in start.differences:
         logger.warning("changed since the last start: %s", difference)
 

@@ -114,12 +114,13 @@ class Recording(AbstractContextManager["Recording"]):
             self._status.update(step=self._step)
         self._monitor.log(row)
 
-    def saved(self, checkpoint: Path) -> None:
-        """Records that `checkpoint` is committed."""
+    def saved(self, checkpoint: Path, seconds: float) -> None:
+        """Records that `checkpoint` is committed, and how long it took to be written."""
         self._checkpoint = checkpoint
         self._monitor.flush()
         if self._status:
-            self._status.update(step=self._step, checkpoint=self._relative(checkpoint))
+            relative = self._relative(checkpoint)
+            self._status.update(step=self._step, checkpoint=relative, save_seconds=round(seconds, 3))
 
     def _relative(self, checkpoint: Path | None) -> str | None:
         """The checkpoint as the run directory knows it; one from elsewhere by its whole path."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from distopt import comm, norms, parallel, parts
-from distopt.callbacks import BestValues, Callback, Callbacks
+from distopt.callbacks import BestValues, Callback, Callbacks, check_comparable
 from distopt.checkpoint import directory, resume
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
@@ -67,6 +67,8 @@ class Runner:
         self._stop_reason: str | None = None
         self._stopping = False
         self._overdue = False  # the next checkpoint, by the clock
+        self._is_best = False  # the step, by `checkpoint.best`
+        self._best_values = BestValues()
         self.epoch = 0  # of the step last taken
         self.evaluated = True  # what was to be evaluated at the current step
         self._given = model, optimizer, loss, train_data, val_data, callbacks
@@ -98,7 +100,7 @@ class Runner:
                     self._loop()
                 finally:
                     if checkpoint := self.saver.abandon():
-                        self.recording.saved(checkpoint)
+                        self.recording.saved(checkpoint, self.saver.seconds)
             parallel.release(self.wrapped)
             del self.interruption, self.saver  # which hold process groups of their own
 
@@ -135,7 +137,7 @@ class Runner:
         # A trial of both, without weights or a world: what they refuse is found here.
         build_schedule(self.groups.trial(), config.param_scheduler, self.steps_per_epoch, self.max_steps)
         self._metrics = parts.metrics(config, self.device)
-        self.callbacks = Callbacks({"": BestValues()} | parts.callbacks(config, callbacks))
+        self.callbacks = Callbacks({"": self._best_values} | parts.callbacks(config, callbacks))
 
     def _open_data(self) -> None:
         """The loaders, and a first batch of each for the model's signature."""
@@ -213,6 +215,7 @@ class Runner:
             )
             self.metrics = self.evaluation.rehearse()
         self.schedule.check_metrics(self.metrics)
+        check_comparable(self.metrics, config.checkpoint.best)
         self.interruption = Interruption(config.max_time and config.max_time * 60)
         self.saver = Saver(config, self.world, self.device, self._saved)
         self.state = RunState(
@@ -278,9 +281,10 @@ class Runner:
                 self._log(taken)
             if config.eval and self._due(config.eval.every, self.step):
                 self._evaluate()
-            if self.evaluated and (self._overdue or self._due(config.checkpoint.every, self.step)):
-                self._overdue = False
+            is_due = self._overdue or self._is_best or self._due(config.checkpoint.every, self.step)
+            if self.evaluated and is_due:
                 self._save()
+                self._overdue = self._is_best = False
         if not self.evaluated:  # broken off at the last step
             self._preempt()
             return
@@ -350,6 +354,7 @@ class Runner:
             row = {"step": self.step, "epoch": self.epoch, "eval": found}
             self.schedule.observe(found)
             self.callbacks.on_eval(self, row)
+            self._is_best = self._best_values.is_best(self.config.checkpoint.best, self.step)
             self.recording.log(row)
             [stops] = comm.sum_over_ranks([self._stop_reason is not None], self.device)
             self._stopping |= stops > 0
@@ -365,10 +370,10 @@ class Runner:
         with self.throughput.pause(), evaluating(self.optimizer):
             parallel.average_buffers(self.model)
             snapshot = self.state.capture(self.step, self.epoch, evaluated=self.evaluated)
-            self.saver.begin(self.step, snapshot, must_succeed=self._is_last)
+            self.saver.begin(self.step, snapshot, is_best=self._is_best, must_succeed=self._is_last)
 
-    def _saved(self, checkpoint: Path) -> None:
-        self.recording.saved(checkpoint)
+    def _saved(self, checkpoint: Path, seconds: float) -> None:
+        self.recording.saved(checkpoint, seconds)
         self.callbacks.on_save(self, checkpoint)
 
     def _record(self) -> Recording:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,21 @@ from distopt.config import Config
 
 logger = logging.getLogger(__name__)
 
+_SHUTDOWN_TIMEOUTS = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+"""What torchrun's --shutdown-timeout can also be said by."""
+
+
+def late_for_torchrun(seconds: float) -> str | None:
+    """A sentence, where torchrun kills ranks that take so long to write a checkpoint when they are stopped."""
+    found = (float(os.environ[name]) for name in _SHUTDOWN_TIMEOUTS if os.environ.get(name))
+    timeout = next(found, 30.0)
+    if "TORCHELASTIC_RUN_ID" not in os.environ or seconds < timeout:
+        return None
+    return (
+        f"a checkpoint took {seconds:.0f} s to be written, and torchrun kills ranks that are stopped after"
+        f" {timeout:.0f} s: export {_SHUTDOWN_TIMEOUTS[0]}={2 * seconds:.0f} for it"
+    )
+
 
 class Saver:
     """Every rank has one, and calls the same at the same steps.
@@ -24,11 +40,11 @@ class Saver:
         config: Of the run.
         world: This process.
         device: This rank's own.
-        on_saved: Told of each checkpoint that is complete.
+        on_saved: Told of each checkpoint that is complete, and of the seconds that it took to be written.
     """
 
     def __init__(
-        self, config: Config, world: World, device: torch.device, on_saved: Callable[[Path], None]
+        self, config: Config, world: World, device: torch.device, on_saved: Callable[[Path, float], None]
     ) -> None:
         self.begun: int | None = None
         """The step whose checkpoint was begun last."""
@@ -36,6 +52,8 @@ class Saver:
         self._on_saved = on_saved
         self._writer = Writer(asynchronous=config.checkpoint.asynchronous, device=device)
         self._last = time.monotonic()
+        self._is_best = False
+        self._told_late = False
 
     @property
     def is_overdue(self) -> bool:
@@ -44,14 +62,19 @@ class Saver:
         return minutes is not None and time.monotonic() - self._last > 60 * minutes
 
     @property
+    def seconds(self) -> float:
+        """That the last one took to be written."""
+        return self._writer.seconds
+
+    @property
     def is_written(self) -> bool:
         """Whether what was begun has been written by this rank, and waits for `finish`."""
         return self._writer.pending is not None and self._writer.is_done
 
-    def begin(self, step: int, snapshot: Snapshot, *, must_succeed: bool) -> None:
+    def begin(self, step: int, snapshot: Snapshot, *, is_best: bool, must_succeed: bool) -> None:
         """Saves a snapshot, of which it takes a copy; where it must succeed, waits for it."""
         self.finish(must_succeed=must_succeed)
-        self.begun, self._last = step, time.monotonic()
+        self.begun, self._last, self._is_best = step, time.monotonic(), is_best
         self._writer.begin(directory.step_directory(self._config.work_dir, step), snapshot)
         if must_succeed or not self._config.checkpoint.asynchronous:
             self.finish(must_succeed=must_succeed)
@@ -71,15 +94,28 @@ class Saver:
             logger.warning("%s; training goes on, and the next checkpoint tries again", error)
             return
         if path is not None:
-            if self._world.is_main:
-                keep = self._config.checkpoint
-                directory.prune(self._config.work_dir, keep.keep_last, keep.keep_every)
-            self._on_saved(path)
+            self._settle(path)
+            self._on_saved(path, self.seconds)
+            late = None if self._told_late else late_for_torchrun(self.seconds)
+            if late:
+                logger.warning(late)
+                self._told_late = True
 
     def abandon(self) -> Path | None:
         """However training ended, a checkpoint that was begun is worth waiting for."""
         try:
-            return self._writer.finish()
+            path = self._writer.finish()
         except OSError as error:
             logger.warning("%s", error)
             return None
+        if path is not None:
+            self._settle(path)
+        return path
+
+    def _settle(self, path: Path) -> None:
+        """Gives a complete checkpoint its place among the others."""
+        if self._world.is_main:
+            if self._is_best:
+                directory.mark_best(path)
+            keep = self._config.checkpoint
+            directory.prune(self._config.work_dir, keep.keep_last, keep.keep_every)

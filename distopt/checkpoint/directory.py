@@ -20,6 +20,7 @@ from distopt.checkpoint import manifest
 
 _COMMITTED = re.compile(r"step_\d{8,}")
 _PARTIAL = ".partial"
+_BEST = "best"
 _PROGRESS = "progress.json"
 
 
@@ -77,6 +78,19 @@ def newest(work_dir: Path) -> Path | None:
     return next(reversed(committed(work_dir)), None)
 
 
+def mark_best(checkpoint: Path) -> None:
+    """Makes `checkpoints/best` a link to it."""
+    draft = checkpoint.with_name(f"{_BEST}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(checkpoint.name)
+    draft.replace(checkpoint.with_name(_BEST))
+
+
+def followed(path: Path) -> Path:
+    """The checkpoint that `checkpoints/best` stands for; any other path as it is."""
+    return path.with_name(path.readlink().name) if path.name == _BEST and path.is_symlink() else path
+
+
 def partial_of(directory: Path) -> Path:
     """Where a checkpoint is written before it is committed."""
     return directory.with_name(directory.name + _PARTIAL)
@@ -103,12 +117,13 @@ def commit(directory: Path, known: Mapping[str, manifest.Entry] | None = None) -
 def prune(work_dir: Path, keep_last: int, keep_every: int | None = None) -> None:
     """Removes all but the newest readable checkpoints, and what was never committed.
 
-    Multiples of `keep_every` steps stay as well. One that cannot be read neither counts as kept nor is
-    removed: that is for the user to judge.
+    Multiples of `keep_every` steps stay as well, and the best one. One that cannot be read neither counts as
+    kept nor is removed: that is for the user to judge.
     """
+    best = followed(work_dir / "checkpoints" / _BEST)
     readable = [path for path in committed(work_dir) if _is_readable(path)]
     for path in readable[:-keep_last]:
-        if keep_every and _step(path) % keep_every == 0:
+        if path == best or (keep_every and _step(path) % keep_every == 0):
             continue
         with suppress(OSError):
             _rename_away(path, "pruned")

@@ -28,6 +28,8 @@ class Start:
     """`optimizer.lr: 0.001 → 0.0003`, against the config that the checkpoint was trained with."""
     skipped: tuple[str, ...] = ()
     """A sentence on each newer checkpoint that cannot be read."""
+    save_seconds: float = 0.0
+    """That the last checkpoint took to be written."""
 
 
 def find_start(
@@ -55,7 +57,7 @@ def find_start(
             raise ConfigError("resume", problem, given="never", allowed="auto, or another work_dir")
         return Start()
     own, skipped = _newest_readable(work_dir, damaged)
-    origin = None if resume == "auto" else Path(resume).expanduser()
+    origin = None if resume == "auto" else directory.followed(Path(resume).expanduser())
     if origin is not None:
         _check_not_earlier(origin, own, work_dir)
     checkpoint = own or origin
@@ -64,13 +66,15 @@ def find_start(
     step = _step_of(checkpoint, damaged)
     last_config = _read_yaml(work_dir / "config.yaml")
     trained_with = _read_yaml(checkpoint / "config.yaml") or last_config
-    done = own is not None and not skipped and _read_json(work_dir / "status.json").get("state") == "done"
+    status = _read_json(work_dir / "status.json")
+    done = own is not None and not skipped and status.get("state") == "done"
     return Start(
         checkpoint,
         step,
         finished=done and bool(last_config) and not any(_differences(last_config, config)),
         differences=tuple(_differences(trained_with, config)) if trained_with else (),
         skipped=skipped,
+        save_seconds=float(status.get("save_seconds") or 0),
     )
 
 

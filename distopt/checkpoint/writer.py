@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -38,6 +39,8 @@ class Writer:
 
     def __init__(self, *, asynchronous: bool, device: torch.device) -> None:
         self.pending: Path | None = None
+        self.seconds = 0.0
+        """That the last one took to be written."""
         self._asynchronous = asynchronous
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -88,10 +91,12 @@ class Writer:
         return written
 
     def _write(self, directory: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> None:
+        began = time.monotonic()
         try:
             write(directory, snapshot, group)
         except BaseException as error:  # for `finish`, on the thread that asks
             self._error = error
+        self.seconds = time.monotonic() - began
 
 
 def write(directory: Path, snapshot: Snapshot, group: dist.ProcessGroup | None = None) -> None:

@@ -65,6 +65,7 @@ def _describe(path: Path, *, quick: bool) -> dict[str, Any]:
         "ranks": progress.world_size if progress else None,
         "bytes": None if damage else manifest.total_bytes(path),
         "written": datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds"),
+        "best": directory.followed(path.with_name("best")) == path,
         "damage": damage,
     }
 
@@ -78,7 +79,8 @@ def _table(found: Sequence[dict[str, Any]]) -> list[str]:
             "–" if checkpoint["damage"] else f"{checkpoint['bytes'] / 2**20:,.1f} MiB",
             "–" if checkpoint["damage"] else str(checkpoint["ranks"]),
             checkpoint["written"],
-            f"damaged: {checkpoint['damage']}" if checkpoint["damage"] else "good",
+            (f"damaged: {checkpoint['damage']}" if checkpoint["damage"] else "good")
+            + ", best" * checkpoint["best"],
         )
         for checkpoint in found
     ]

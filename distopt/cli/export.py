@@ -41,12 +41,14 @@ def main(argv: Sequence[str]) -> int:
     from distopt.checkpoint import directory
 
     try:
-        checkpoint = args.checkpoint
+        checkpoint = directory.followed(args.checkpoint)
         if not directory.is_committed(checkpoint):
             newest = directory.newest(checkpoint)
             if newest is None:
                 problem = f"{checkpoint} is no checkpoint, and no run directory that has one"
-                raise ConfigError("", problem, allowed="…/checkpoints/step_NNNNNNNN, or a run directory")
+                raise ConfigError(
+                    "", problem, allowed="…/checkpoints/step_NNNNNNNN or …/best, or a run directory"
+                )
             checkpoint = newest
 
         from distopt.checkpoint.export import export

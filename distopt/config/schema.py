@@ -143,6 +143,10 @@ class CheckpointConfig(Section):
     keep_every: Count | None = None
     """Steps whose multiples are kept for good, beside the last ones."""
 
+    best: Text | None = None
+    """A metric of evaluation, such as loss: a checkpoint is saved at each evaluation with its best value so
+    far, and the last of these is kept, as checkpoints/best."""
+
     asynchronous: bool = True
     """Train on while a checkpoint is written; takes memory for one copy of the state."""
 
@@ -304,6 +308,9 @@ class Config(Section):
             raise ConfigError("max_steps", problem)
         if self.eval and not self.data.val:
             raise ConfigError("eval", "there is nothing to evaluate on", allowed="a dataset as data.val")
+        if self.checkpoint.best and not self.eval:
+            problem = "there is no evaluation that yields a metric"
+            raise ConfigError("checkpoint.best", problem, given=self.checkpoint.best, allowed="eval.every")
         gathered = self.strategy.param_dtype
         if gathered not in (None, "fp32", self.precision):
             problem = f"parameters cannot be gathered in this where precision is {self.precision}"

@@ -58,9 +58,16 @@ class StatusFile:
         state: State | None = None,
         checkpoint: str | None = None,
         reason: str | None = None,
+        save_seconds: float | None = None,
     ) -> None:
         """Sets what is given; the rest stays."""
-        given = {"step": step, "state": state, "checkpoint": checkpoint, "reason": reason}
+        given = {
+            "step": step,
+            "state": state,
+            "checkpoint": checkpoint,
+            "reason": reason,
+            "save_seconds": save_seconds,
+        }
         changes = {field: value for field, value in given.items() if value is not None}
         before = self._fields["state"], self._fields["checkpoint"]
         self._fields |= changes
