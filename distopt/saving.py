@@ -22,7 +22,7 @@ _SHUTDOWN_TIMEOUTS = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
 
 
 def late_for_torchrun(seconds: float) -> str | None:
-    """A sentence, where torchrun kills ranks that take so long to write a checkpoint when they are stopped."""
+    """A sentence, where torchrun kills ranks before they have written a checkpoint that takes so long."""
     found = (float(os.environ[name]) for name in _SHUTDOWN_TIMEOUTS if os.environ.get(name))
     timeout = next(found, 30.0)
     if "TORCHELASTIC_RUN_ID" not in os.environ or seconds < timeout:
