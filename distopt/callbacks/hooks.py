@@ -21,23 +21,15 @@ class Callbacks:
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
         self._callbacks = callbacks
         self._names = _distinct(type(callback).__name__ for callback in callbacks.values())
-        # Looked up once: a run without such hooks pays nothing for them in its steps.
-        self._step_hooks = [
-            (key, callback.on_step)
-            for key, callback in callbacks.items()
-            if type(callback).on_step is not Callback.on_step
-        ]
+        # Looked up once: a run without a hook pays nothing for it in its steps.
+        self._of_steps = self._defining("on_step")
+        self._of_logs = self._defining("on_log")
 
     def on_start(self, run: Run) -> None:
-        self._tell_all(lambda callback: callback.on_start(run))
+        self._tell(self._callbacks, lambda callback: callback.on_start(run))
 
     def on_step(self, run: Run) -> None:
-        for key, hook in self._step_hooks:
-            try:
-                hook(run)
-            except ConfigError as error:
-                error.under(key)
-                raise
+        self._tell(self._of_steps, lambda callback: callback.on_step(run))
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         """Raises ConfigError for what a callback puts into `row` and cannot be recorded."""
@@ -46,7 +38,7 @@ class Callbacks:
             callback.on_log(run, row)
             make_plain(row)
 
-        self._tell_all(call)
+        self._tell(self._of_logs, call)
 
     def on_eval(self, run: Run, row: dict[str, Any]) -> None:
         """Raises ConfigError for what a callback puts into `row` and cannot be recorded."""
@@ -55,13 +47,13 @@ class Callbacks:
             callback.on_eval(run, row)
             make_plain(row)
 
-        self._tell_all(call)
+        self._tell(self._callbacks, call)
 
     def on_save(self, run: Run, checkpoint: Path) -> None:
-        self._tell_all(lambda callback: callback.on_save(run, checkpoint))
+        self._tell(self._callbacks, lambda callback: callback.on_save(run, checkpoint))
 
     def on_end(self, run: Run) -> None:
-        self._tell_all(lambda callback: callback.on_end(run))
+        self._tell(self._callbacks, lambda callback: callback.on_end(run))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """The state of each, by the name of its class; empty where it has none."""
@@ -73,8 +65,16 @@ class Callbacks:
             if states.get(name):
                 callback.load_state_dict(states[name])
 
-    def _tell_all(self, call: Callable[[Callback], None]) -> None:
-        for key, callback in self._callbacks.items():
+    def _defining(self, hook: str) -> dict[str, Callback]:
+        """Those that do something there."""
+        return {
+            key: callback
+            for key, callback in self._callbacks.items()
+            if getattr(type(callback), hook) is not getattr(Callback, hook)
+        }
+
+    def _tell(self, callbacks: Mapping[str, Callback], call: Callable[[Callback], None]) -> None:
+        for key, callback in callbacks.items():
             try:
                 call(callback)
             except ConfigError as error:  # in a callback's own words, its keys are its arguments
