@@ -8,8 +8,12 @@ The state is that of a model under FSDP2 with AdamW: weights and two moments. Bo
 from __future__ import annotations
 
 import argparse
+import ctypes
+import resource
+from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,6 +27,15 @@ from distopt.checkpoint.writer import Writer
 
 CFG = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1}
 HEAD = "| what | seconds |\n| --- | --- |"
+
+
+class Result(NamedTuple):
+    seconds: dict[str, float]
+    """Medians, by what was measured."""
+    part: float
+    """MB of a rank's part of the state."""
+    extra: float
+    """See `memory`."""
 
 
 def make(megabytes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -47,8 +60,31 @@ def step_seconds(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Te
     return perf_counter() - began
 
 
-def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str, float]:
-    """Medians, in seconds, by what was measured."""
+def resident() -> float:
+    """MB that this process has in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def read_all(directory: Path) -> None:
+    """Nothing but reading the files that this rank wrote."""
+    for path in directory.glob(f"__{dist.get_rank()}_*"):
+        path.read_bytes()
+
+
+def memory(model: nn.Module, optimizer: torch.optim.Optimizer, writer: Writer, folder: Path) -> float:
+    """MB that a rank has in memory more than before, at most, while a checkpoint is written."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is to be in nobody's memory
+    before = most = resident()
+    progress = directory.Progress(0, dist.get_world_size(), [{}])
+    writer.begin(directory.step_directory(folder, 0), state.capture(model, optimizer, progress, {}))
+    while not writer.is_done:
+        most = max(most, resident())
+    writer.finish()
+    return most - before
+
+
+def measure(megabytes: int, repetitions: int, device: torch.device) -> Result:
     model, optimizer = make(megabytes, device)
     x = torch.randn(2, 1024, device=device)
     writers = {kind: Writer(asynchronous=kind == "asynchronous", device=device) for kind in KINDS}
@@ -58,6 +94,7 @@ def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str,
         times.setdefault(what, []).append(seconds)
 
     with _work_dir() as folder:
+        extra = memory(model, optimizer, writers["asynchronous"], folder)
         for repetition in range(repetitions + 1):  # the first allocates what the others use again
             for kind, writer in writers.items():
                 note("a step", step_seconds(model, optimizer, x))
@@ -67,7 +104,8 @@ def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str,
                 began = perf_counter()
                 writer.begin(path, state.capture(model, optimizer, progress, {}))
                 note(f"{kind}: the training waits", perf_counter() - began)
-                while not writer.is_done:
+                # All or none: a step has collectives.
+                while sum(comm.gather(not writer.is_done)):
                     note("a step meanwhile", step_seconds(model, optimizer, x))
                 writer.finish()
                 note(f"{kind}: until it is complete", perf_counter() - began)
@@ -78,13 +116,24 @@ def measure(megabytes: int, repetitions: int, device: torch.device) -> dict[str,
         began = perf_counter()
         assert directory.damage(path, share=(dist.get_rank(), dist.get_world_size())) is None
         note("verify", perf_counter() - began)
+        read_all(path)  # from the disk
+        began = perf_counter()
+        read_all(path)
+        note("read its bytes", perf_counter() - began)
+        dist.barrier()
         began = perf_counter()
         state.load(path, model, optimizer, optimizers={})
         note("load", perf_counter() - began)
-    return {what: median(values[1:] or values) for what, values in times.items()}
+    seconds = {what: median(values[1:] or values) for what, values in times.items()}
+    return Result(seconds, megabytes / dist.get_world_size(), extra)
 
 
 KINDS = ("synchronous", "asynchronous")
+RATIOS = (
+    ("asynchronous: the training waits", "synchronous: the training waits"),
+    ("a step meanwhile", "a step"),
+    ("load", "read its bytes"),
+)
 
 
 def main() -> None:
@@ -99,10 +148,12 @@ def main() -> None:
         found = measure(args.megabytes, args.repetitions, world.device)
     if world.is_main:
         print(HEAD)
-        for what, seconds in found.items():
+        for what, seconds in found.seconds.items():
             print(f"| {what} | {seconds:.3f} |")
-        ratio = found["asynchronous: the training waits"] / found["synchronous: the training waits"]
-        print(f"| the training waits, asynchronous / synchronous | {ratio:.1%} |")
+        for one, other in RATIOS:
+            print(f"| {one} / {other} | {found.seconds[one] / found.seconds[other]:.2f} |")
+        print(f"| a rank's part of the state, MB | {found.part:.0f} |")
+        print(f"| a rank's memory while it saves, MB more | {found.extra:.0f} |")
 
 
 if __name__ == "__main__":

@@ -99,11 +99,12 @@ def test_a_profiled_step_has_the_models_operators_and_the_optimizers(strategy):
     assert {"aten::mm", "Optimizer.step#AdamW.step", "aten::_fused_adamw_"} <= set(found)
 
 
-def _checkpoint_seconds() -> dict[str, float]:
+def _checkpoint() -> checkpoint.Result:
     return checkpoint.measure(megabytes=24, repetitions=1, device=torch.device("cpu"))
 
 
 @pytest.mark.slow
 def test_checkpoints_are_measured_both_ways():
-    found = run_distributed(_checkpoint_seconds)[0]
-    assert {"synchronous: the training waits", "asynchronous: the training waits", "verify"} <= found.keys()
+    found = run_distributed(_checkpoint)[0]
+    assert {what for ratio in checkpoint.RATIOS for what in ratio} <= found.seconds.keys()
+    assert found.part == 12
