@@ -105,6 +105,16 @@ def clip_by_norm(groups: Groups, norms: Tensor, max_norm: float) -> None:
 
 
 @torch.no_grad()
+def divisor(norm: Tensor, max_norm: float) -> Tensor | None:
+    """A scalar to divide gradients of this norm by, in place of `clip_by_norm`; None where it is 1.
+
+    On a GPU it is one in any case, for the host would have to wait.
+    """
+    found = ((norm + 1e-6) / max_norm).clamp(min=1)
+    return None if found.device.type == "cpu" and found.item() == 1 else found
+
+
+@torch.no_grad()
 def clip_by_value(groups: Groups, max_value: float) -> None:
     """Cuts each element of the gradients, in place, to between -`max_value` and `max_value`."""
     gradients = [grad for group in groups for grad in local_gradients(group["params"])]

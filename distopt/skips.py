@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class Skips:
-    """Steps an optimizer, but not along a gradient that is no finite number; the same on every rank.
-
-    Where the host knows that norm for nothing, on the CPU, it decides; a fused Adam on a GPU is told on the
-    device, so that the host need not wait. For other optimizers there it waits.
+    """Says of each step whether it is to be left out, the same on every rank; counts, and tells of them.
 
     Args:
-        optimizer: What steps; its groups have `param_names`.
+        optimizer: Whose groups have `param_names`.
         scaler: Leaves out steps by itself where it is enabled.
         statistics: Are put back with a step that is left out.
         limit: So many in a row are borne. At 0 none is left out.
-        device: This rank's own.
+        asks: Whether the host may wait for the device to know; on the CPU it need not wait.
     """
 
     def __init__(
@@ -38,12 +34,11 @@ class Skips:
         statistics: parallel.MovingStatistics,
         *,
         limit: int,
-        device: torch.device,
+        asks: bool,
     ) -> None:
         self.limit = limit
+        self.asks = asks
         self._optimizer, self._scaler, self._statistics = optimizer, scaler, statistics
-        self._parts: Sequence[Any] = getattr(optimizer, "parts", [optimizer])
-        self._on_device = device.type != "cpu" and all(map(_can_be_told, self._parts))
         self._total: Tensor | int = 0
         self._in_row: Tensor | int = 0
         self._told = 0
@@ -55,46 +50,28 @@ class Skips:
         if self.limit:
             self._statistics.keep()
 
-    def step(self, norm: Tensor | None) -> Tensor | bool:
-        """Steps, and returns whether it did not.
+    def judge(self, norm: Tensor | None) -> Tensor | bool:
+        """Whether to leave out the step: a scalar on the device where the host is not to ask.
 
         Args:
             norm: Of the gradient of all ranks; may be None where none is left out.
         """
         if norm is None or not self.limit:
-            self._scaler.step(self._optimizer)
             return False
-        bad: Tensor | bool
-        if self._on_device or self._scaler.is_enabled():
-            bad = ~norm.isfinite()
-            self._step_unless(bad)
-        else:
-            bad = not math.isfinite(norm.item())
-            if not bad:
-                self._optimizer.step()
-        self._statistics.put_back(bad)
-        self._in_row = (self._in_row + 1) * bad
-        self._total = self._total + bad
-        return bad
+        return not math.isfinite(norm.item()) if self.asks else ~norm.isfinite()
 
-    def _step_unless(self, bad: Tensor) -> None:
-        if self._scaler.is_enabled():  # it looks for itself
-            self._scaler.step(self._optimizer)
-            return
-        for part in self._parts:
-            part.found_inf = bad.float()
-        try:
-            self._optimizer.step()
-        finally:
-            for part in self._parts:
-                del part.found_inf
+    def count(self, left_out: Tensor | bool) -> None:
+        """To be called after the step, with what `judge` has said of it."""
+        self._statistics.put_back(left_out)
+        self._in_row = (self._in_row + 1) * left_out
+        self._total = self._total + left_out
 
     def note(self, micro_batches: Sequence[MicroBatch], shares: Sequence[Tensor]) -> None:
-        """Remembers what is to be told of the step that was just left out; every rank calls it.
+        """Remembers what is to be told of a step that is left out; every rank calls it, before clipping.
 
         Args:
             micro_batches: This rank's.
-            shares: The loss of each, as its gradient was taken: there still are gradients.
+            shares: The loss of each, as its gradient was taken.
         """
         self._parameters = norms.non_finite(self._optimizer.param_groups, gradients=True)
         losses = [share.isfinite().item() for share in shares]
@@ -131,8 +108,3 @@ class Skips:
         loss = f"no finite loss for samples {', '.join(samples)}; " if samples else ""
         groups = [f"{listed(fqns)} ({group})" for group, fqns in self._parameters.items()]
         return loss + (f"no finite gradient of {', '.join(groups)}" if groups else "too large a gradient")
-
-
-def _can_be_told(part: torch.optim.Optimizer) -> bool:
-    """Whether `found_inf` makes its step none. Fused SGD would leave its momentum uninitialised."""
-    return isinstance(part, torch.optim.Adam) and all(group["fused"] for group in part.param_groups)

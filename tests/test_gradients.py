@@ -218,3 +218,32 @@ def forget_once() -> str:
 
 def test_num_items_returned_at_times_only_is_an_error():
     assert run_distributed(forget_once) == ["returns num_items only at times"] * 2
+
+
+def clipped_by_a_fused_optimizer(strategy: str) -> dict[str, Tensor]:
+    """Two steps of momentum that remembers the size of what was clipped."""
+    model = Net()
+    wrapped = parallel.wrap(model, StrategyConfig(type=strategy), CPU)
+    optimizer = build_optimizer(wrapped, {"type": "AdamW", "lr": 0.1, "fused": True})
+    clip = ClipGradConfig(max_norm=0.01)
+    step = GradientStep(Objective(wrapped), optimizer, precision="fp32", clip=clip, max_skipped=3, device=CPU)
+    rows = list(EVEN[dist.get_rank()][0])
+    batch = Step([MicroBatch((ROWS[rows], MASK[rows]), 6)], 12)
+    step.rehearse(batch)
+    for _ in range(2):
+        step.take(batch, measure=False)
+    return {name: full(optimizer.state[p]["exp_avg"]) for name, p in model.named_parameters()}
+
+
+@strategies
+def test_a_fused_optimizer_clips_on_the_way_as_torch_does_before(strategy):
+    net = Net()
+    oracle = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+    rows = [*EVEN[0][0], *EVEN[1][0]]
+    for _ in range(2):
+        net(ROWS[rows], MASK[rows])["loss"].backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+        oracle.step()
+        oracle.zero_grad()
+    for found in run_distributed(clipped_by_a_fused_optimizer, strategy):
+        close(found, {name: oracle.state[p]["exp_avg"] for name, p in net.named_parameters()}, rtol=1e-3)

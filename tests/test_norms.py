@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from distopt import build_optimizer, parallel
 from distopt.config import StrategyConfig
-from distopt.norms import clip_by_norm, clip_by_value, group_norms, local_gradients, total_norm
+from distopt.norms import clip_by_norm, clip_by_value, divisor, group_norms, local_gradients, total_norm
 from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
@@ -181,3 +181,9 @@ def test_each_element_is_cut():
     after = [grad for group in groups for grad in local_gradients(group["params"])]
     for mine, was in zip(after, before, strict=True):
         assert torch.equal(mine, was.clamp(-0.01, 0.01))
+
+
+@pytest.mark.parametrize(("norm", "expected"), [(0.5, None), (4.0, 2.0)])
+def test_a_fused_optimizer_divides_by_what_clipping_would_multiply_with(norm, expected):
+    found = divisor(torch.tensor(norm), 2.0)
+    assert found is None if expected is None else found.item() == pytest.approx(expected)

@@ -63,7 +63,7 @@ def after_steps(steps: list[tuple[int, str]], strategy: str, optimizer: str, on_
         return Step([MicroBatch((rows, wrong if dist.get_rank() else ""), 5, (seed,))], 10)
 
     step.rehearse(batch(0, ""))
-    step.skips._on_device = on_device  # what is done for a GPU, on the CPU
+    step.skips.asks = not on_device  # as for a GPU, on the CPU
     for each in steps:
         step.take(batch(*each), measure=False)
     state = [value for of_one in stepped.state.values() for value in of_one.values()]
