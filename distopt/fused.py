@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distopt.optim import steps_plain_tensors
+
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `step` is for it, or for all of its parts.
@@ -20,6 +22,7 @@ def is_fused(optimizer: torch.optim.Optimizer) -> bool:
     return all(
         type(part) in (torch.optim.Adam, torch.optim.AdamW)
         and all(group["fused"] for group in part.param_groups)
+        and steps_plain_tensors(part)
         for part in _parts(optimizer)
     )
 

@@ -7,6 +7,7 @@ from distopt.optim.agreement import check_agreement
 from distopt.optim.build import Configured, build_optimizer, make_plan
 from distopt.optim.census import Census, Entry, Place
 from distopt.optim.layers import LearningRateDecayOptimWrapperConstructor
+from distopt.optim.local_shards import steps_plain_tensors
 from distopt.optim.modes import evaluating, set_mode
 from distopt.optim.plan import Plan
 from distopt.optim.prebuilt import Prebuilt
@@ -30,5 +31,6 @@ __all__ = [
     "evaluating",
     "make_plan",
     "set_mode",
+    "steps_plain_tensors",
     "try_optimizer",
 ]

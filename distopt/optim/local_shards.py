@@ -12,6 +12,7 @@ from itertools import chain
 from operator import is_
 from types import MethodType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, optim
@@ -36,6 +37,7 @@ _ELEMENT_WISE = frozenset(
         optim.SGD,
     }
 )
+_STEPPING_SHARDS: WeakSet[optim.Optimizer] = WeakSet()
 _COUNTERS = frozenset({"step", "eta", "mu", "mu_product"})
 """State that is one number for the whole parameter, and so no DTensor."""
 
@@ -66,9 +68,16 @@ def step_local_shards(optimizer: optim.Optimizer) -> None:
             as_it_is(self)
         return loss
 
+    _STEPPING_SHARDS.add(optimizer)
     optimizer.step = MethodType(  # type: ignore[method-assign]
         optim.Optimizer.profile_hook_step(step), optimizer
     )
+
+
+def steps_plain_tensors(optimizer: optim.Optimizer) -> bool:
+    """Whether there are no DTensors in what `step` computes with, which would not mix with plain tensors."""
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    return optimizer in _STEPPING_SHARDS or not any(isinstance(p, DTensor) for p in params)
 
 
 class _Shards:
