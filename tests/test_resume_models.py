@@ -173,6 +173,14 @@ def test_a_suggestion_is_made_of_modules_where_layers_are_alike():
     assert suggest(shapes, now) == {"blocks": "model.layers"}
 
 
+def test_a_module_is_suggested_only_where_all_of_it_was_renamed():
+    """`enc` has two homes now, and `dec.kept` has stayed."""
+    shape = (4,)
+    saved = dict.fromkeys(("enc.a.weight", "enc.b.weight", "dec.c.weight", "dec.kept.weight"), shape)
+    here = dict.fromkeys(("x.a.weight", "y.b.weight", "z.c.weight", "dec.kept.weight"), shape)
+    assert suggest(saved, here) == {"enc.a": "x.a", "enc.b": "y.b", "dec.c": "z.c"}
+
+
 def _under_fsdp(folder: Path) -> tuple[set[str], bool, torch.Tensor, list[str]]:
     """Two modules renamed, one tied; another added, whose initial values are set on the meta device."""
     names = {"first": "stem", "norm": "stem_norm"}

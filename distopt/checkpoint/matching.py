@@ -48,7 +48,7 @@ def match(
         differences = [f"{name} is new" for name in new] + [f"{name} is gone" for name in gone] + reshaped
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         others = "another work_dir, or resume: never with an empty one"
-        renaming = [f"{old}: {now}" for old, now in suggest(gone, new).items()]
+        renaming = [f"{old}: {now}" for old, now in suggest(saved, here).items()]
         raise ConfigError(
             "model",
             f"{directory} is a checkpoint of another model: {'; '.join(differences[:5])}{more}",

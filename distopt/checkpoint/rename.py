@@ -10,6 +10,8 @@ from distopt.errors import ConfigError, nearest, raise_all
 
 Renaming = Mapping[str, str]
 """FQN of a tensor or module, in a checkpoint → now."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""FQN of a tensor → its shape."""
 
 
 def renamed(name: str, renaming: Renaming) -> str:
@@ -49,24 +51,36 @@ def outstanding(
     return left
 
 
-def suggest(gone: Mapping[str, tuple[int, ...]], new: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """The renaming that the names and shapes of what is gone and new leave no doubt about.
+def suggest(saved: Shapes, here: Shapes) -> dict[str, str]:
+    """The renaming that names and shapes leave no doubt about.
 
-    Of a pair the last parts of the names are the same, as many as of no other pair, and the shape.
+    Of a pair the shape is the same, and the last parts of the names, as many as of no other pair. A module is
+    renamed where that is right for all that is in it.
 
     Args:
-        gone: Name → shape, of what only the checkpoint has.
-        new: The same, of what only the model has.
+        saved: Name → shape of each tensor of the model in the checkpoint.
+        here: The same of the model as it is now.
     """
-    found: dict[str, str] = {}
-    for name, shape in gone.items():
-        partner = _only_best(name, [other for other in new if new[other] == shape])
-        back = partner and _only_best(partner, [other for other in gone if gone[other] == shape])
-        if partner is None or back != name:
-            continue
-        old, now = name.split("."), partner.split(".")
-        alike = min(_alike(name, partner), len(old) - 1, len(now) - 1)
-        found.setdefault(".".join(old[: len(old) - alike]), ".".join(now[: len(now) - alike]))
+    gone = {name: shape for name, shape in saved.items() if name not in here}
+    new = {name: shape for name, shape in here.items() if name not in saved}
+    partners = _only_best(gone, new)
+    back = _only_best(new, gone)
+    pairs = {old: now for old, now in partners.items() if back.get(now) == old}
+    members: dict[str, list[str]] = {}
+    for name in saved:
+        for prefix in _prefixes(name):
+            members.setdefault(prefix, []).append(name)
+    found = {}
+    for name, partner in pairs.items():
+        ends = [(name, partner)]
+        while (shorter := _without_last(*ends[-1])) is not None:
+            ends.append(shorter)
+        old, now = next(
+            (old, now)
+            for old, now in reversed(ends)  # the outermost module first; the tensor itself is always right
+            if all(pairs.get(member) == now + member.removeprefix(old) for member in members[old])
+        )
+        found[old] = now
     return found
 
 
@@ -97,15 +111,27 @@ def _as_deep(name: str, among: Iterable[str]) -> list[str]:
     return [other for other in among if abs(other.count(".") - name.count(".")) <= 1]
 
 
+def _without_last(one: str, other: str) -> tuple[str, str] | None:
+    """The modules of two names that end alike; None where they do not, or are in none."""
+    (one_home, _, one_end), (other_home, _, other_end) = one.rpartition("."), other.rpartition(".")
+    return (one_home, other_home) if one_home and other_home and one_end == other_end else None
+
+
 def _alike(one: str, other: str) -> int:
     """How many of the last parts of two names are the same."""
     pairs = list(zip(reversed(one.split(".")), reversed(other.split(".")), strict=False))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
-def _only_best(name: str, others: Iterable[str]) -> str | None:
-    """The one of `others` that ends most like `name`; None where none does, or two do."""
-    scores = {other: _alike(name, other) for other in others}
-    most = max(scores.values(), default=0)
-    best = [other for other, score in scores.items() if score == most]
-    return best[0] if most and len(best) == 1 else None
+def _only_best(these: Shapes, those: Shapes) -> dict[str, str]:
+    """Each of `these` → the one of `those`, of its shape, that ends most like it, where it is but one."""
+    by_end: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, shape in those.items():
+        by_end.setdefault((name.rpartition(".")[2], shape), []).append(name)
+    found = {}
+    for name, shape in these.items():
+        scores = {other: _alike(name, other) for other in by_end.get((name.rpartition(".")[2], shape), ())}
+        best = [other for other, score in scores.items() if score == max(scores.values())]
+        if len(best) == 1:
+            found[name] = best[0]
+    return found
