@@ -17,7 +17,10 @@ State = dict[str, dict[str, Any]]
 
 
 class Net(nn.Module):
-    """Three modules under names to choose, with buffers in the norm, whose parts may be frozen or tied."""
+    """Three modules under names to choose, with buffers in the norm, whose parts may be frozen or tied.
+
+    The twin of the first stands behind them, or before them where `tied` is "first".
+    """
 
     def __init__(
         self,
@@ -26,17 +29,20 @@ class Net(nn.Module):
         last: str = "last",
         frozen: str | None = None,
         extra: bool = False,
-        tied: bool = False,
+        tied: bool | str = False,
         untied: bool = False,
         width: int = 4,
     ) -> None:
         super().__init__()
         self.names = first, norm, last
+        if tied == "first":
+            self.twin = nn.Linear(9, width)
         self.add_module(first, nn.Linear(9, width))
         self.add_module(norm, nn.BatchNorm1d(width))
         self.add_module(last, nn.Linear(width, 9))
-        if tied:
+        if tied and tied != "first":
             self.twin = nn.Linear(9, width)
+        if tied:
             self.twin.weight = self.twin.weight if untied else self.get_submodule(first).weight
         if extra:
             self.extra = nn.BatchNorm1d(9)

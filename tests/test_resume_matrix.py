@@ -178,6 +178,14 @@ def test_a_group_whose_parameters_had_different_values_is_split(tmp_path):
     assert rows(tmp_path / "run")[-1]["lr"].keys() >= {"default", "default.2"}
 
 
+def test_parameters_that_are_new_have_the_values_of_the_config_beside_those_that_are_kept(tmp_path):
+    kept = {"resume_groups": "checkpoint", "resume_strict": False, **adamw(lr=0.5, betas=[0.5, 0.9])}
+    starts = twice(tmp_path, adamw(), {"net": {"extra": True}, **kept})
+    new = dict.fromkeys(("extra.weight", "extra.bias"), 0.5)
+    assert used(starts.second, "lr") == dict.fromkeys(ALL, 0.01) | new
+    assert used(starts.second, "betas")["extra.weight"] == [0.5, 0.9]
+
+
 def test_a_kept_run_that_is_submitted_again_goes_on_keeping(tmp_path):
     kept = {"resume_groups": "checkpoint", **adamw(bias_decay_mult=0)}
     starts = twice(tmp_path, adamw({"last": {"lr_mult": 3}}), kept)
@@ -208,6 +216,33 @@ def test_values_of_another_optimizer_are_not_kept(tmp_path):
     starts = twice(tmp_path, adamw(lr=0.02), {"resume_groups": "checkpoint", **sgd})
     assert used(starts.second, "lr") == dict.fromkeys(ALL, 0.02) | dict.fromkeys(LAST, 0.05)
     assert "2 parameters: lr 0.02 → 0.05 (rule last)" in starts.told
+
+
+def test_values_of_a_part_with_an_optimizer_of_its_own_are_kept(tmp_path):
+    """Of those that its entry gives, and of those that are its optimizer's defaults."""
+    part = {"type": "SGD", "lr": 0.05, "momentum": 0.8}
+    kept = adamw({"last": {**part, "momentum": 0.5, "dampening": 0.5}})
+    starts = twice(tmp_path, adamw({"last": part}), {"resume_groups": "checkpoint", **kept})
+    assert {starts.second.used[name]["momentum"] for name in LAST} == {0.8}
+    assert {starts.second.used[name]["dampening"] for name in LAST} == {0}
+
+
+class Warming(torch.optim.SGD):
+    """Has an argument that is the same for all groups."""
+
+    def __init__(self, params: Any, lr: float = 0.1, warm: int = 3) -> None:
+        super().__init__(params, lr=lr)
+        self.warm = warm
+
+
+def test_what_is_no_option_of_single_groups_cannot_be_kept(tmp_path):
+    def warming(warm: int) -> dict[str, Any]:
+        return {"optimizer": {"type": f"{__name__}:Warming", "lr": 0.1, "warm": warm}}
+
+    start(tmp_path, **warming(3))
+    with pytest.raises(ConfigError, match="groups of this optimizer have no warm of their own") as caught:
+        start(tmp_path, max_steps=4, resume_groups="checkpoint", **warming(5))
+    assert caught.value.allowed == "config, with warm: 3"
 
 
 def _build(lr: float) -> Any:

@@ -57,6 +57,13 @@ def test_a_renamed_tie_stays_one_parameter_with_its_state(tmp_path):
     assert "stem.weight" in continued(starts, {name: renamed(name, names) for name in starts.first.left})
 
 
+def test_the_state_of_a_tie_goes_on_under_whichever_of_its_names_is_the_first_now(tmp_path):
+    starts = twice(tmp_path, {"net": {"tied": True}, **adamw()}, {"net": {"tied": "first"}, **adamw()})
+    names = {"first.weight": "twin.weight"}
+    assert continued(starts, names) == starts.second.found.keys() > {"twin.weight", "first.bias"}
+    assert starts.told == []
+
+
 def test_a_renamed_run_that_is_submitted_again_goes_on(tmp_path):
     second = {"net": {"first": "stem"}, "resume_rename": {"first": "stem"}}
     starts = twice(tmp_path, {}, second)
