@@ -64,6 +64,15 @@ def test_the_state_of_a_tie_goes_on_under_whichever_of_its_names_is_the_first_no
     assert starts.told == []
 
 
+def test_what_was_tied_and_is_single_now_keeps_its_value_and_starts_its_state_afresh(tmp_path):
+    starts = twice(
+        tmp_path, {"net": {"tied": True}, **adamw()}, {"net": {"tied": True, "untied": True}, **adamw()}
+    )
+    assert torch.equal(*(starts.second.found_weights[f"{name}.weight"] for name in ("first", "twin")))
+    assert continued(starts) == starts.first.left.keys() == starts.second.found.keys()
+    assert starts.told == ["1 parameter tied before, single now: the optimizer's state starts afresh"]
+
+
 def test_a_renamed_run_that_is_submitted_again_goes_on(tmp_path):
     second = {"net": {"first": "stem"}, "resume_rename": {"first": "stem"}}
     starts = twice(tmp_path, {}, second)

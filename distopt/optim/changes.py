@@ -35,6 +35,8 @@ class Difference:
     """What is trained, and was frozen."""
     frozen: tuple[str, ...] = ()
     """What is frozen, and was trained."""
+    untied: tuple[str, ...] = ()
+    """What was another parameter's alias, and is a parameter of its own."""
     own: Mapping[str, Any] = field(default_factory=dict)
     """The optimizer's own hyper-parameters in the checkpoint, where they were other ones."""
 
@@ -48,6 +50,9 @@ class Difference:
         if self.thawed:
             count = _parameters(len(self.thawed))
             sentences.append(f"{count} frozen before, trained now: the optimizer's state starts afresh")
+        if self.untied:
+            count = _parameters(len(self.untied))
+            sentences.append(f"{count} tied before, single now: the optimizer's state starts afresh")
         if self.frozen:
             count = _parameters(len(self.frozen))
             sentences.append(f"{count} trained before, frozen now: the optimizer's state is dropped")
@@ -63,7 +68,7 @@ def compare(saved: Mapping[str, Any], plan: Plan, renamed: Callable[[str], str] 
         renamed: The name in the checkpoint → the name now.
     """
     groups = {
-        renamed(name): group
+        renamed(name): (group, renamed(param["fqn"]))
         for group in saved.get("groups", [])
         for param in group["params"]
         for name in (param["fqn"], *param["aliases"])
@@ -72,13 +77,16 @@ def compare(saved: Mapping[str, Any], plan: Plan, renamed: Callable[[str], str] 
     changes: list[Change] = []
     stepped_by: dict[str, tuple[str, str]] = {}
     thawed: list[str] = []
+    untied: list[str] = []
     for group in plan.groups:
         for entry in group.entries:
             known = (entry.fqn, *entry.aliases)
-            before = next((groups[name] for name in known if name in groups), None)
-            if before is None:
+            name = next((name for name in known if name in groups), None)
+            if name is None:
                 thawed += [entry.fqn] * (not were_frozen.isdisjoint(known))
                 continue
+            before, owner = groups[name]
+            untied += [entry.fqn] * (owner not in known)
             was = _short(before.get("optimizer", saved["optimizer"]))
             if was != _short(group.optimizer):
                 stepped_by[entry.fqn] = was, _short(group.optimizer)
@@ -88,6 +96,7 @@ def compare(saved: Mapping[str, Any], plan: Plan, renamed: Callable[[str], str] 
         stepped_by,
         tuple(thawed),
         tuple(name for name in plan.frozen if name in groups),
+        tuple(untied),
         _own(saved, plan),
     )
 
