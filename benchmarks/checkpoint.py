@@ -122,7 +122,7 @@ def measure(megabytes: int, repetitions: int, device: torch.device) -> Result:
         note("read its bytes", perf_counter() - began)
         dist.barrier()
         began = perf_counter()
-        state.load(path, model, optimizer, optimizers={})
+        state.load(path, model, optimizer)
         note("load", perf_counter() - began)
     seconds = {what: median(values[1:] or values) for what, values in times.items()}
     return Result(seconds, megabytes / dist.get_world_size(), extra)

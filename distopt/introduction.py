@@ -24,14 +24,20 @@ def introduce(runner: Runner) -> None:
     plan, start = runner.plan, runner.start
     runner.console.header(_facts(runner))
     runner.console.groups(plan.to_dict()["groups"])
-    for warning in (*plan.warnings, *runner.schedule.warnings, *start.skipped, *runner.lost):
+    changed = [f"changed since the last start: {difference}" for difference in start.differences]
+    for warning in (
+        *plan.warnings,
+        *runner.schedule.warnings,
+        *start.skipped,
+        *changed,
+        *runner.inheritance.values,
+        *runner.lost,
+    ):
         logger.warning(warning)
     for place in runner.habits.graph_breaks:
         logger.warning("torch.compile breaks the graph, which costs speed, at %s", place)
     if late := late_for_torchrun(start.save_seconds):
         logger.warning(late)
-    for difference in start.differences:
-        logger.warning("changed since the last start: %s", difference)
 
 
 def _facts(runner: Runner) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from distopt.checkpoint import directory, state
 from distopt.checkpoint.writer import Snapshot
 from distopt.config import Config
 from distopt.data import TrainLoader
+from distopt.inheritance import Inheritance
 from distopt.optim import Plan
 from distopt.schedule import Schedule
 
@@ -41,17 +42,29 @@ class RunState:
         documents = {"config.yaml": self.config.to_yaml(), "plan.json": self.plan.to_json()}
         return state.capture(self.model, self.optimizer, progress, documents, self._others())
 
-    def restore(self, checkpoint: Path) -> tuple[directory.Progress, list[str]]:
+    def restore(self, checkpoint: Path, inheritance: Inheritance) -> tuple[directory.Progress, list[str]]:
         """Takes up a checkpoint, but for what is of `restore_others`.
+
+        Args:
+            checkpoint: Its directory.
+            inheritance: Settled for this very checkpoint.
 
         Returns:
             How far the run was, and sentences on what the checkpoint could not give.
         """
-        lost = state.load(checkpoint, self.model, self.optimizer, optimizers=self.plan.optimizers)
+        difference = inheritance.difference
+        lost = state.load(
+            checkpoint,
+            self.model,
+            self.optimizer,
+            leave=difference.stepped_by.keys(),
+            renaming=inheritance.renaming,
+            strict=self.config.resume_strict,
+        )
         progress = directory.read_progress(checkpoint)
         self.batches.load_state_dict(progress.data)
         names.check_ties(self.model, self.plan.ties, after="the resume")
-        return progress, lost
+        return progress, [*difference.lost, *lost]
 
     def check_others(self) -> None:
         """Raises ConfigError for what a checkpoint could not hold, hours before it would have to."""

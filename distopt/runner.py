@@ -21,6 +21,7 @@ from distopt.errors import ConfigError, listed
 from distopt.evaluation import Evaluation
 from distopt.faults import deadly_signals, held_signals, obey_signals
 from distopt.gradients import GradientStep, Taken
+from distopt.inheritance import inherit
 from distopt.interruption import Interruption
 from distopt.introduction import introduce
 from distopt.mistakes import shared_mistakes
@@ -177,6 +178,8 @@ class Runner:
         )
         check_agreement(self.plan)
         self._verify()
+        self.inheritance = inherit(config, self.start.checkpoint, self.model, self.groups)
+        self.plan = self.groups.plan
         if config.sync_batchnorm:
             self.model = parallel.sync_batchnorm(self.model, self.device)
         if isinstance(self.loss, nn.Module):
@@ -255,7 +258,7 @@ class Runner:
         checkpoint = self.start.checkpoint
         self.lost: list[str] = []  # what the checkpoint could not give
         if checkpoint is not None:
-            progress, self.lost = self.state.restore(checkpoint)
+            progress, self.lost = self.state.restore(checkpoint, self.inheritance)
             self.epoch, self.evaluated = progress.epoch, progress.evaluated or not self.config.eval
         self.callbacks.on_start(self)
         self.state.check_others()

@@ -24,7 +24,8 @@ examples
 
 run directory (work_dir, by default runs/<name of the config>)
   config.yaml  plan.json  metrics.jsonl  tensorboard/  checkpoints/  logs/  status.json
-  The same command continues a run from its newest checkpoint.
+  The same command continues a run from its newest checkpoint. The config wins, and what differs from the
+  checkpoint is printed: see resume_groups, resume_strict and resume_rename.
 
 {NOTES}"""
 

@@ -35,6 +35,8 @@ def _outcome(odd: str | None) -> str:
             model[2].bias = None
         elif odd == "optimizer":
             cfg = {**CFG, "type": "AdamW"}
+        elif odd == "own options":
+            cfg = {**CFG, "momentum": 0.9}
         elif odd == "rules":
             cfg = {**CFG, "paramwise_cfg": {"norm_decay_mult": 0, "flat_decay_mult": 1}}
         elif odd == "order":
@@ -99,6 +101,7 @@ def test_ranks_with_the_same_plan_agree():
         ("frozen", ["0.weight is default (", "frozen (shape [4, 3]) on rank 2"]),
         ("frozen shape", ["3.weight is frozen (shape [4, 2]) on rank 0", "frozen (shape [5, 2]) on rank 2"]),
         ("missing", ["2.bias is default (", "no such parameter on rank 2"]),
+        ("own options", ["what else group default has", "momentum 0,", "momentum 0.9,"]),
         ("optimizer", ["the optimizer is SGD on rank 0, but AdamW on rank 2"]),
     ],
 )

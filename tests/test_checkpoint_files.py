@@ -33,7 +33,7 @@ def _save(path: Path) -> None:
 
 def _load_error(path: Path) -> str:
     with pytest.raises(ConfigError) as error:
-        load(path, *_make(), optimizers={})
+        load(path, *_make())
     return str(error.value)
 
 

@@ -241,7 +241,7 @@ def resume_and_train(path: Any, cfg: dict, steps_before: int) -> dict[str, Any]:
     model = make(seed=1)
     optimizer = build_optimizer(model, cfg)
     train(model, optimizer, steps_before)
-    load(path, model, optimizer, optimizers=make_plan(model, cfg).optimizers)
+    load(path, model, optimizer)
     train(model, optimizer)
     return everything(model, optimizer)
 

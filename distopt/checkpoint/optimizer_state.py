@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,19 +31,29 @@ def split(optimizer: torch.optim.Optimizer) -> tuple[ByFqn, ByFqn]:
 
 
 def empty(
-    optimizer: torch.optim.Optimizer, stored: Mapping[str, TensorStorageMetadata], leave: Container[str] = ()
+    optimizer: torch.optim.Optimizer,
+    stored: Mapping[str, TensorStorageMetadata],
+    owners: Mapping[str, str] = MappingProxyType({}),
+    leave: Container[str] = (),
 ) -> ByFqn:
-    """Tensors to load into, laid out like the live parameters, but for those to `leave`.
+    """Tensors to load into, laid out like the live parameters: a new optimizer has no state yet.
 
-    A new optimizer has no state yet.
+    Args:
+        optimizer: As for `split`.
+        stored: All tensors of the checkpoint.
+        owners: Alias → FQN of shared parameters: what is stored under an alias is the owner's.
+        leave: FQNs of the parameters whose state is not to be loaded.
     """
     named = _named_parameters(optimizer)
     state: ByFqn = {}
     for key, metadata in stored.items():
         fqn, _, name = key.removeprefix("optim.").rpartition(".")
-        if not key.startswith("optim.") or fqn not in named or fqn in leave:
+        owner = owners.get(fqn, fqn)
+        if not key.startswith("optim.") or owner not in named or owner in leave:
             continue
-        parameter, dtype = named[fqn], metadata.properties.dtype
+        if owner != fqn and f"optim.{owner}.{name}" in stored:  # they were two
+            continue
+        parameter, dtype = named[owner], metadata.properties.dtype
         if metadata.size == parameter.shape:
             value = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         else:

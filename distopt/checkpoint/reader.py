@@ -8,12 +8,16 @@ types that torch writes into `.metadata` are admitted, and only entries that are
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from distopt.checkpoint.rename import Renaming, renamed
 from distopt.errors import ConfigError
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -40,7 +44,16 @@ _ADMITTED = {
 
 
 class TensorReader(FileSystemReader):
-    """torch's reader, for checkpoints that nobody vouches for."""
+    """torch's reader, for checkpoints that nobody vouches for.
+
+    Args:
+        checkpoint: Its directory.
+        renaming: What stands in it under another name than it is asked for: see `renamed`.
+    """
+
+    def __init__(self, checkpoint: Path, renaming: Renaming = MappingProxyType({})) -> None:
+        super().__init__(checkpoint)
+        self._renaming = renaming
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Raises ConfigError for whatever is not a checkpoint of tensors."""
@@ -55,6 +68,8 @@ class TensorReader(FileSystemReader):
         for key, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):
                 raise _refusal(f"{path}: {key} is not a tensor")
+        if self._renaming:
+            self._rename(metadata)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -62,6 +77,17 @@ class TensorReader(FileSystemReader):
     def entries(self) -> dict[str, TensorStorageMetadata]:
         """The tensors of the checkpoint: dotted key → size, dtype and chunks."""
         return cast("dict[str, TensorStorageMetadata]", self.read_metadata().state_dict_metadata)
+
+    def _rename(self, metadata: Metadata) -> None:
+        """Of the model and of the optimizer, whose state stands under the parameter's name."""
+
+        def now(key: str) -> str:
+            part, dot, name = key.partition(".")
+            return f"{part}{dot}{renamed(name, self._renaming)}" if part in ("model", "optim") else key
+
+        entries, chunks = metadata.state_dict_metadata, metadata.storage_data
+        metadata.state_dict_metadata = {now(key): entry for key, entry in entries.items()}
+        metadata.storage_data = {replace(index, fqn=now(index.fqn)): chunk for index, chunk in chunks.items()}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -13,7 +13,7 @@ from distopt.checkpoint import directory
 from distopt.config import document
 from distopt.errors import ConfigError
 
-_NOT_COMPARED = ("work_dir", "resume")
+_NOT_COMPARED = ("work_dir", "resume", "resume_groups", "resume_strict", "resume_rename")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,15 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
                 dotted = f"{key}.{name}" if key else str(name)
                 yield from _differences(old.get(name), new.get(name), dotted)
     elif old != new:
-        yield f"{key}: {old} → {new}"
+        yield f"{key}: {_shown(old)} → {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    """A section as YAML has it, without what is not set in it."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    items = [f"{name}: {_shown(item)}" for name, item in value.items() if item not in (None, {}, [])]
+    return f"{{{', '.join(items)}}}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -14,11 +14,18 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 
+from distopt import names
 from distopt.checkpoint import extras, optimizer_state, rng
 from distopt.checkpoint.directory import Progress
+from distopt.checkpoint.matching import match
 from distopt.checkpoint.reader import TensorReader
+from distopt.checkpoint.rename import Renaming, renamed
 from distopt.checkpoint.writer import Snapshot, first_line
 from distopt.errors import ConfigError
 
@@ -40,7 +47,7 @@ def capture(
         model: As trained: wrapped, sharded.
         optimizer: Whose groups have `param_names`.
         progress: How far the run is.
-        documents: Further text files, name → content; `plan.json` tells `load` the optimizer's type.
+        documents: Further text files, name → content.
         others: Further state: plain data, of which rank 0's is written, and tensors.
 
     Raises:
@@ -66,7 +73,13 @@ def capture(
 
 
 def load(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, optimizers: Mapping[str, str]
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    leave: Container[str] = (),
+    renaming: Renaming = MappingProxyType({}),
+    strict: bool = True,
 ) -> list[str]:
     """Restores what `save` wrote, into a model and optimizer of any world size.
 
@@ -74,27 +87,25 @@ def load(
         directory: Of the checkpoint.
         model: As trained: wrapped, sharded.
         optimizer: Whose groups have `param_names`.
-        optimizers: FQN → the type of the optimizer that steps the parameter: the state of one that another
-            type stepped is left.
+        leave: FQNs of the parameters whose optimizer state is not for this optimizer.
+        renaming: What is called otherwise in the checkpoint.
+        strict: Whether the model and the checkpoint have to have the same tensors.
 
     Returns:
-        Sentences on what could not be restored; normally none.
+        Sentences on what only one of them has; none where strict.
 
     Raises:
         ConfigError: Where the checkpoint is of a model with other parameters, cannot be read, or holds
             anything but tensors.
     """
-    reader = TensorReader(directory)
+    reader = TensorReader(directory, renaming)
     stored = reader.entries()
-    state: dict[str, Any] = {"model": _model_state(model)}
-    _check_same_model(state["model"], stored, directory)
-    before = _optimizers(_read_json(directory / "plan.json"))
-    others = {
-        fqn: (before[fqn], now)
-        for fqn, now in optimizers.items()
-        if _short(before.get(fqn, now)) != _short(now)
-    }
-    state["optim"] = optimizer_state.empty(optimizer, stored, leave=others.keys())
+    model_state = _model_state(model)
+    ties = names.ties(names.visits(model))
+    matched, told = match(model_state, stored, ties, directory, strict=strict)
+    state: dict[str, Any] = {"model": {name: model_state[name] for name in matched}}
+    owners = {alias: owner for owner, *aliases in ties for alias in aliases}
+    state["optim"] = optimizer_state.empty(optimizer, stored, owners, leave)
     own_rng = f"rng.{dist.get_rank()}."
     random_state = {
         key.removeprefix(own_rng): torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -103,17 +114,24 @@ def load(
     }
     state["rng"] = {str(dist.get_rank()): random_state}
     _read(state, reader, directory)
-    set_model_state_dict(model, state["model"])
+    # What was not read is as initialised; `match` has judged that, and torch need not.
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     rng.restore(random_state)
-    values = _read_json(directory / _OPTIMIZER_VALUES)
-    kept = {fqn: value for fqn, value in values.items() if fqn not in others}
-    optimizer_state.restore(optimizer, state["optim"], kept)
-    counted = _read_json(directory / _OPTIMIZER_GROUPS).get("groups", [])
-    optimizer_state.restore_groups(optimizer, counted, leave=others.keys())
-    return [
-        f"the optimizer of {count} parameters was {was}, is {now}: its state starts afresh"
-        for (was, now), count in Counter(others.values()).items()
+
+    def owner(fqn: str) -> str:
+        name = renamed(fqn, renaming)
+        return owners.get(name, name)
+
+    values = {owner(fqn): value for fqn, value in read_json(directory / _OPTIMIZER_VALUES).items()}
+    kept = {fqn: value for fqn, value in values.items() if fqn not in leave}
+    tensors = {owners.get(fqn, fqn): value for fqn, value in state["optim"].items()}
+    optimizer_state.restore(optimizer, tensors, kept)
+    counted = [
+        {**group, "param_names": [owner(fqn) for fqn in group["param_names"]]}
+        for group in read_json(directory / _OPTIMIZER_GROUPS).get("groups", [])
     ]
+    optimizer_state.restore_groups(optimizer, counted, leave)
+    return told
 
 
 def load_others(directory: Path, here: extras.States) -> extras.States:
@@ -125,7 +143,7 @@ def load_others(directory: Path, here: extras.States) -> extras.States:
     """
     reader = TensorReader(directory)
     metadata = reader.read_metadata()
-    values = _read_json(directory / _EXTRA_VALUES)
+    values = read_json(directory / _EXTRA_VALUES)
     paths = {path: key for key, path in (metadata.planner_data or {}).items() if path[0] == "extras"}
     found: extras.States = {}
     for owner in sorted(here.keys() & values.keys()):  # reading is a collective: all in one order
@@ -163,41 +181,8 @@ def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def _check_same_model(
-    model_state: Mapping[str, torch.Tensor], stored: Mapping[str, TensorStorageMetadata], directory: Path
-) -> None:
-    saved = {key.removeprefix("model."): value for key, value in stored.items() if key.startswith("model.")}
-    differences = [f"{name} is new" for name in model_state if name not in saved]
-    differences += [f"{name} is gone" for name in saved if name not in model_state]
-    differences += [
-        f"{name} was {tuple(saved[name].size)}, is {tuple(value.shape)}"
-        for name, value in model_state.items()
-        if name in saved and saved[name].size != value.shape
-    ]
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ConfigError(
-            "model",
-            f"{directory} is a checkpoint of another model: {'; '.join(differences[:5])}{more}",
-            allowed="another work_dir, or resume: never with an empty one",
-        )
-
-
-def _short(optimizer_type: str) -> str:
-    return optimizer_type.removeprefix("torch.optim.")
-
-
-def _optimizers(plan: Mapping[str, Any]) -> dict[str, str]:
-    """FQN → the type of the optimizer that stepped the parameter, from a plan.json."""
-    return {
-        param["fqn"]: group.get("optimizer", plan["optimizer"])
-        for group in plan.get("groups", [])
-        for param in group["params"]
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """One of a checkpoint's documents; empty where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -210,6 +210,16 @@ class Config(Section):
     resume: Text = "auto"
     """auto: continue what work_dir holds. never: work_dir must be empty. Or the path of a checkpoint."""
 
+    resume_groups: Literal["config", "checkpoint", "error"] = "config"
+    """Whose lr, weight_decay and other options a resumed run has where they differ; error: refuse that."""
+
+    resume_strict: bool = True
+    """The checkpoint has to have the model's parameters and buffers. false: what only the model has keeps
+    its initial values, what only the checkpoint has is dropped, and both are listed."""
+
+    resume_rename: dict[Text, Text] = Field(default_factory=dict)
+    """What has another name in the checkpoint: FQN of a parameter, buffer or module → that of the model."""
+
     seed: Annotated[int, Field(ge=0, le=2**63 - 2**20)] = 0
     """Of the initial weights, the order of the data and all other randomness."""
 

@@ -6,6 +6,7 @@ census (what the model has) → rules (a verdict each) → plan (named groups) �
 from distopt.optim.agreement import check_agreement
 from distopt.optim.build import Configured, build_optimizer, make_plan
 from distopt.optim.census import Census, Entry, Place
+from distopt.optim.changes import Difference, compare
 from distopt.optim.layers import LearningRateDecayOptimWrapperConstructor
 from distopt.optim.local_shards import steps_plain_tensors
 from distopt.optim.modes import evaluating, set_mode
@@ -20,6 +21,7 @@ __all__ = [
     "Configured",
     "Constructor",
     "DefaultOptimWrapperConstructor",
+    "Difference",
     "Entry",
     "LearningRateDecayOptimWrapperConstructor",
     "Place",
@@ -28,6 +30,7 @@ __all__ = [
     "Verdict",
     "build_optimizer",
     "check_agreement",
+    "compare",
     "evaluating",
     "make_plan",
     "set_mode",

@@ -54,5 +54,8 @@ def _verdicts(plan: Plan) -> dict[str, str]:
         for entry in group.entries:
             names = " = ".join([f"shape {list(entry.shape)}", *entry.aliases])
             verdicts[entry.fqn] = f"{group.name} ({'; '.join([*options, *part, *rules, *why, names])})"
+    for group in plan.groups:
+        own = [f"{name} {value}" for name, value in group.defaults.items() if name not in group.options]
+        verdicts[f"what else group {group.name} has"] = ", ".join(own) or "nothing"
     shapes = {fqn: f" (shape {list(shape)})" for fqn, shape in plan.frozen_shapes.items()}
     return verdicts | {fqn: f"frozen{shapes.get(fqn, '')}" for fqn in plan.frozen}

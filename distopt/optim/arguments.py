@@ -44,6 +44,27 @@ def defaults_of(optimizer: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     return {**own, **arguments}
 
 
+def hyperparameters(type_: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the arguments and defaults of the optimizer that a `type` names decides what it computes."""
+    return plain_options(defaults_of(registry.resolve(type_, "optimizer", "optimizer.type"), arguments))
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are plain data, as JSON has it, and not which of several implementations is taken."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if name not in _IMPLEMENTATIONS and is_plain(value)
+    }
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is as YAML and JSON have it."""
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def options_of(optimizer: Callable[..., Any]) -> tuple[str, ...] | None:
     """What a group of this optimizer can have; None where its signature does not tell."""
     parameters = inspect.signature(optimizer).parameters.values()

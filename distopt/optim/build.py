@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from distopt.config import OptimizerConfig, validate
 from distopt.errors import ConfigError
 from distopt.optim.bind import bind
+from distopt.optim.changes import Change, keep
 from distopt.optim.construct import assemble
 from distopt.optim.decide import decide
 from distopt.optim.lints import lint
@@ -75,6 +76,31 @@ class Configured:
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.plan = make_plan(model, config)
+        self._own: dict[str, Any] = {}
+
+    def keep(self, changes: Sequence[Change], own: Mapping[str, Any]) -> None:
+        """Puts what a checkpoint has in the place of what the config says.
+
+        Args:
+            changes: The options of parameters that are to keep their old values.
+            own: The optimizer's own values in the checkpoint: an absolute `eta_min` is relative to them.
+
+        Raises:
+            ConfigError: An option is not one that each group of the optimizer has.
+        """
+        settable = {group["name"]: group for group in self.trial().param_groups}
+        names = {fqn: group.name for group in self.plan.groups for fqn in group.param_names}
+        for change in changes:
+            if change.option not in settable[names[change.fqn]]:
+                problem = f"the groups of this optimizer have no {change.option} of their own to keep"
+                raise ConfigError(
+                    "resume_groups",
+                    problem,
+                    given="checkpoint",
+                    allowed=f"config, with {change.option}: {change.old}",
+                )
+        self.plan = keep(self.plan, changes)
+        self._own = dict(own)
 
     def trial(self) -> torch.optim.Optimizer:
         """See `try_optimizer`."""
@@ -88,6 +114,7 @@ class Configured:
         """See `build_optimizer`. An optimizer that cannot step sharded parameters is refused."""
         optimizer = build_optimizer(model, self.config, self.plan)
         try_sharded(self.plan, self.config, optimizer)
+        optimizer.defaults.update(self._own)
         return optimizer
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from distopt import registry
-from distopt.config import OptimizerConfig
+from distopt.config import Component, OptimizerConfig
 from distopt.config.optimizer import KEY_SETTINGS
 from distopt.errors import ConfigError, describe, listed, nearest, raise_all
-from distopt.optim.arguments import check_optimizer, options_of
+from distopt.optim.arguments import check_optimizer, hyperparameters, options_of
 from distopt.optim.census import Census, Entry, Place, take_census
 from distopt.optim.plan import Group, merge
 from distopt.optim.rules import CUSTOM_KEYS
@@ -39,8 +39,11 @@ class Decisions:
     @property
     def groups(self) -> tuple[Group, ...]:
         """The verdicts merged."""
-        optimizers: dict[str | None, str] = {None: self.config.type}
-        optimizers |= {key: part.type for key, part in self.config.paramwise.parts.items()}
+        parts = {None: Component(type=self.config.type, **self.config.arguments)}
+        optimizers = {
+            key: (part.type, hyperparameters(part.type, part.arguments))
+            for key, part in (parts | self.config.paramwise.parts).items()
+        }
         return merge(self.verdicts, self.defaults, optimizers)
 
     @cached_property

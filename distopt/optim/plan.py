@@ -28,6 +28,8 @@ class Group:
     """The type of what steps it."""
     part: str | None = None
     """See `Verdict.part`."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The optimizer's own hyper-parameters, which it has where `options` say nothing else."""
 
     @property
     def param_names(self) -> list[str]:
@@ -37,8 +39,10 @@ class Group:
         return {
             "name": self.name,
             "optimizer": self.optimizer,
+            "part": self.part,
             "rules": list(self.rules),
             "options": dict(self.options),
+            "defaults": dict(self.defaults),
             "why": dict(self.why),
             "params": [
                 {
@@ -100,14 +104,14 @@ class Plan:
 def merge(
     decided: Iterable[tuple[Entry, Verdict]],
     defaults: Mapping[str, Any],
-    optimizers: Mapping[str | None, str],
+    optimizers: Mapping[str | None, tuple[str, Mapping[str, Any]]],
 ) -> tuple[Group, ...]:
     """One group per distinct verdict, in the order of first appearance.
 
     Args:
         decided: The trainable parameters with their verdicts, in the order of the walk.
         defaults: The optimizer's own lr and weight_decay, for groups whose verdict has none.
-        optimizers: `Verdict.part` → the type of that optimizer.
+        optimizers: `Verdict.part` → the type of that optimizer, and its own hyper-parameters.
     """
     first: dict[Verdict, Verdict] = {}  # a verdict → the first that says the same
     alike: dict[tuple[str, tuple[str, ...], str | None], list[Verdict]] = {}
@@ -128,8 +132,9 @@ def merge(
             verdict.over(defaults),
             verdict.why,
             tuple(entries),
-            optimizers[verdict.part],
+            optimizers[verdict.part][0],
             verdict.part,
+            optimizers[verdict.part][1],
         )
         for verdict, entries in merged.items()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distopt import names
 from distopt.errors import ConfigError, listed
-from distopt.optim.arguments import check_steps_once
+from distopt.optim.arguments import check_steps_once, is_plain, plain_options
 from distopt.optim.bind import bind
 from distopt.optim.census import Entry, take_census
+from distopt.optim.changes import Change
 from distopt.optim.local_shards import step_local_shards
 from distopt.optim.plan import Group, Plan, free_name
 
@@ -56,7 +58,9 @@ class Prebuilt:
                 group["lr"] = group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
             options = _options(optimizer, group)
             members = tuple(entries[id(p)] for p in trained)
-            groups.append(Group(name, (), options, {}, members, type(optimizer).__name__))
+            own = plain_options(optimizer.defaults)
+            kind = type(optimizer).__name__
+            groups.append(Group(name, (), options, {}, members, kind, defaults=own))
             group["name"], group["param_names"] = name, groups[-1].param_names
             self._before |= zip(group["param_names"], trained, strict=True)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
@@ -69,6 +73,15 @@ class Prebuilt:
             frozen=tuple(entry.fqn for entry in census.frozen),
             frozen_shapes={entry.fqn: entry.shape for entry in census.frozen},
             ties=tuple(census.ties),
+        )
+
+    def keep(self, changes: Sequence[Change], own: Mapping[str, Any]) -> None:
+        """Refused: the groups are what their user has built."""
+        raise ConfigError(
+            "resume_groups",
+            f"{type(self.optimizer).__name__} is built already, and not as the checkpoint has it",
+            given="checkpoint",
+            allowed="config; or an optimizer that is built with the values of the checkpoint",
         )
 
     def state_summary(self) -> str:
@@ -135,14 +148,8 @@ def _options(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[st
     return options | {
         name: group[name]
         for name in others
-        if _is_plain(group[name]) and group[name] != optimizer.defaults.get(name)
+        if is_plain(group[name]) and group[name] != optimizer.defaults.get(name)
     }
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _like(parameter: nn.Parameter, fqn: str, key: str, value: Any, group: dict[str, Any]) -> Any:
