@@ -57,7 +57,7 @@ def test_batches_arrive_on_the_gpu_as_they_were(num_workers):
 
     seen = []
     for step in islice(loader, 12):
-        for batch, _ in step.micro_batches:
+        for batch, *_ in step.micro_batches:
             for _ in range(50):
                 batch = batch @ weight
             seen.append(batch.mean(dim=(1, 2)))

@@ -44,7 +44,7 @@ def test_a_step_has_its_micro_batches():
     (step,) = islice(loader, 1)
 
     assert step.samples == 12
-    assert [(batch.shape, samples) for batch, samples in step.micro_batches] == [((2,), 2)] * 3
+    assert [(batch.shape, samples) for batch, samples, _ in step.micro_batches] == [((2,), 2)] * 3
 
 
 def test_the_last_step_of_an_epoch_has_what_is_left_over():
@@ -233,7 +233,7 @@ def test_loading_leaves_the_global_random_numbers_alone():
 @pytest.mark.parametrize("count", [1, 4, 7, 10, 13])
 def test_the_weighted_mean_over_ranks_is_the_mean_over_the_dataset(count, world):
     parts = [EvalLoader(Numbers(count), layout(2 * world, world=world), rank=rank) for rank in range(world)]
-    weighted = [(samples * batch.double().mean(), samples) for part in parts for batch, samples in part]
+    weighted = [(samples * batch.double().mean(), samples) for part in parts for batch, samples, _ in part]
 
     assert sum(samples for _, samples in weighted) == count
     assert sum(value for value, _ in weighted) / count == pytest.approx((count - 1) / 2)
