@@ -49,14 +49,26 @@ class Ema:
         return min(decay, (1 + n) / (10 + n)) if self._config.warmup else decay
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes the weights as they are now into the average; to be called after each step that was taken."""
+    def update(self, unless: Tensor | bool = False) -> None:
+        """Takes the weights as they are now into the average; to be called after each step.
+
+        Args:
+            unless: Whether the step was left out, and the average stays as it is: a scalar on the device
+                where the host does not know. To the warm-up such a step counts.
+        """
+        if unless is True:
+            return
         weight = 1 - self.decay
         for lives, averages in self._by_dtype.values():
             shards = [_local(live) for live in lives]
-            if shards[0].dtype != averages[0].dtype:
-                shards = [shard.to(averages[0].dtype) for shard in shards]
-            torch._foreach_lerp_(averages, shards, weight)
+            dtype = averages[0].dtype
+            if shards[0].dtype != dtype:
+                shards = [shard.to(dtype) for shard in shards]
+            if isinstance(unless, Tensor):
+                on_device = torch.where(unless, 0.0, weight).to(dtype)
+                torch._foreach_lerp_(averages, shards, [on_device] * len(averages))
+            else:
+                torch._foreach_lerp_(averages, shards, weight)
         self.updates += 1
 
     @torch.no_grad()

@@ -283,7 +283,7 @@ class Runner:
             self.schedule.apply(self.step)
             taken = self.gradient_step.take(next(self.steps), measure=logs)
             if self.ema:
-                self.ema.update()
+                self.ema.update(unless=taken.left_out)
             self.step, self.epoch = self.step + 1, self.batches.epoch
             self.callbacks.on_step(self)
             if logs:
