@@ -20,6 +20,7 @@ from distopt.cli import main
 from distopt.models import ByteGPT
 from tests.components import Windows
 from tests.kit import run_distributed
+from tests.resumes import adamw, twice
 from tests.runs import CONFIG, rows, train, train_alone, write_config
 from tests.test_ema import DECAY, Net
 from tests.test_skips import fragile_run
@@ -166,6 +167,35 @@ def test_an_average_that_is_new_starts_from_the_checkpoint_s_weights_and_says_so
     before, after = (weights(directory.step_directory(tmp_path / "run", step)) for step in (4, 5))
     for name, average in averaged(tmp_path / "run").items():
         torch.testing.assert_close(average, DECAY * before[name] + (1 - DECAY) * after[name])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        ({}, {"net": {"first": "stem"}, "resume_rename": {"first": "stem"}}, {"first.weight": "stem.weight"}),
+        ({"net": {"tied": True}}, {"net": {"tied": "first"}}, {"first.weight": "twin.weight"}),
+    ],
+    ids=["renamed", "tied the other way round"],
+)
+def test_the_average_of_a_parameter_goes_on_under_another_name(tmp_path, first, second, names):
+    changes = {"ema": {"decay": DECAY}, **adamw()}
+    starts = twice(tmp_path, {**first, **changes}, {**second, **changes})
+    before = weights(directory.step_directory(tmp_path / "run", 3), averaged=True)
+    found = averaged(tmp_path / "run")
+    for old, new in names.items():
+        expected = DECAY * before[old] + (1 - DECAY) * starts.second.left_weights[new]
+        torch.testing.assert_close(found[new], expected)
+    assert starts.told == []
+
+
+def test_the_average_of_what_was_frozen_starts_from_its_weights(tmp_path):
+    changes = {"ema": {"decay": DECAY}, **adamw()}
+    starts = twice(tmp_path, {"net": {"frozen": "last"}, **changes}, changes)
+    assert "the average of last.weight, last.bias starts from the checkpoint's weights" in starts.told
+    before, after = starts.first.left_weights["last.weight"], starts.second.left_weights["last.weight"]
+    torch.testing.assert_close(
+        averaged(tmp_path / "run")["last.weight"], DECAY * before + (1 - DECAY) * after
+    )
 
 
 def test_an_average_that_is_no_longer_wanted_is_left_and_that_is_said(tmp_path, capsys):

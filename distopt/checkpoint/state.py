@@ -171,7 +171,8 @@ def load_averages(
             stored[name] = average
     if stored:
         _read({"ema": stored}, reader, directory)
-    return [fqn for fqn in averages if fqn not in {owners.get(name, name) for name in stored}]
+    found = {owners.get(name, name) for name in stored}
+    return [fqn for fqn in averages if fqn not in found]
 
 
 def load_others(directory: Path, here: extras.States) -> extras.States:
