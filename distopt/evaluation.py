@@ -6,19 +6,22 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from distopt import comm, names, parallel
 from distopt.data import MicroBatch
+from distopt.ema import Ema
 from distopt.errors import ConfigError, describe
 from distopt.means import Means
 from distopt.objective import TARGETS, Objective, Outcome, scalars
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+T = TypeVar("T")
 
 
 class Evaluation:
@@ -30,6 +33,7 @@ class Evaluation:
         metrics: By name, on `device`; each computes over all ranks by itself.
         precision: What the forward computes in.
         device: This rank's own.
+        ema: Whose averages are evaluated too, as `ema.loss` beside `loss` and so on; None for none.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Evaluation:
         *,
         precision: parallel.Precision,
         device: torch.device,
+        ema: Ema | None = None,
     ) -> None:
         # DDP's own forward would exchange buffers; FSDP's forward, which gathers parameters, stays.
         self._model = names.unwrap(objective.model)
@@ -48,6 +53,7 @@ class Evaluation:
         self._metrics = metrics
         self._precision = precision
         self._device = device
+        self._ema = ema
 
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Evaluates on all batches; every rank calls this.
@@ -62,7 +68,12 @@ class Evaluation:
         Raises:
             ConfigError: A metric that does not take predictions and targets, or whose value is no number.
         """
-        return self._run(self._batches, interrupted)
+        found = self._run(self._batches, interrupted)
+        if found is None or self._ema is None:
+            return found
+        with self._ema.applied():
+            averaged = self._run(self._batches, interrupted)
+        return None if averaged is None else found | _of_averages(averaged)
 
     def rehearse(self) -> dict[str, bool | None]:
         """Evaluates on one batch, so that what fails does so now, not after many steps.
@@ -73,7 +84,8 @@ class Evaluation:
         with warnings.catch_warnings(action="ignore"):  # of metrics that miss a class in so few samples
             found = self._run(islice(self._batches, 1), lambda: False, is_first=True) or {}
         known = {name: metric.higher_is_better for name, metric in self._metrics.items()}
-        return {name: False if name == "loss" else known.get(name) for name in found}
+        higher = {name: False if name == "loss" else known.get(name) for name in found}
+        return higher if self._ema is None else higher | _of_averages(higher)
 
     def _run(
         self, batches: Iterable[MicroBatch], interrupted: Callable[[], bool], is_first: bool = False
@@ -105,6 +117,10 @@ class Evaluation:
                 _update(metric, name, outcome)
             if untouched and not samples:
                 _empty(metric)
+
+
+def _of_averages(values: Mapping[str, T]) -> dict[str, T]:
+    return {f"ema.{name}": value for name, value in values.items()}
 
 
 def _update(metric: Metric, name: str, outcome: Outcome) -> None:

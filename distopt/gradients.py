@@ -29,6 +29,8 @@ class Taken(NamedTuple):
     """Of the gradient of all ranks, before clipping."""
     group_norms: Tensor | None = None
     """The same of each of the optimizer's groups: (groups,)."""
+    left_out: Tensor | bool = False
+    """Whether the step was left out, as `Skips.judge` says it; known whether measured or not."""
 
 
 class GradientStep:
@@ -132,7 +134,7 @@ class GradientStep:
         self.skips.count(left_out)
         for parameter in self._parameters:  # as zero_grad does, in a tenth of its time
             parameter.grad = None
-        return Taken(means, norm, found) if measure else Taken()
+        return Taken(means, norm, found, left_out) if measure else Taken(left_out=left_out)
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
         """The items of a micro-batch; a dummy has none."""

@@ -11,6 +11,7 @@ from torch import nn
 from distopt import names
 from distopt.config import Config, shard_size
 from distopt.data import length
+from distopt.ema import lint
 from distopt.saving import late_for_torchrun
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def introduce(runner: Runner) -> None:
     for warning in (
         *plan.warnings,
         *runner.schedule.warnings,
+        *lint(runner.config.ema, runner.max_steps),
         *start.skipped,
         *changed,
         *runner.inheritance.values,

@@ -15,6 +15,8 @@ from distopt.checkpoint import directory, state
 from distopt.checkpoint.writer import Snapshot
 from distopt.config import Config
 from distopt.data import TrainLoader
+from distopt.ema import Ema
+from distopt.errors import listed
 from distopt.inheritance import Inheritance
 from distopt.optim import Plan
 from distopt.schedule import Schedule
@@ -34,13 +36,17 @@ class RunState:
     callbacks: Callbacks
     loss: nn.Module | None
     """Where it is a module, which may have weights of its own."""
+    ema: Ema | None
 
     def capture(self, step: int, epoch: int, *, evaluated: bool) -> Snapshot:
         """All of it, for a checkpoint after `step`; the tensors are the live ones."""
         places = comm.gather(self.batches.state_dict())
         progress = directory.Progress(step, len(places), places, epoch, evaluated)
         documents = {"config.yaml": self.config.to_yaml(), "plan.json": self.plan.to_json()}
-        return state.capture(self.model, self.optimizer, progress, documents, self._others())
+        averages = self.ema.state_dict() if self.ema else {}
+        return state.capture(
+            self.model, self.optimizer, progress, documents, self._others(), averages=averages
+        )
 
     def restore(self, checkpoint: Path, inheritance: Inheritance) -> tuple[directory.Progress, list[str]]:
         """Takes up a checkpoint, but for what is of `restore_others`.
@@ -64,7 +70,20 @@ class RunState:
         progress = directory.read_progress(checkpoint)
         self.batches.load_state_dict(progress.data)
         names.check_ties(self.model, self.plan.ties, after="the resume")
-        return progress, [*difference.lost, *lost]
+        averages = self._restore_averages(checkpoint, inheritance)
+        return progress, [*difference.lost, *lost, *averages]
+
+    def _restore_averages(self, checkpoint: Path, inheritance: Inheritance) -> list[str]:
+        if self.ema is None:
+            dropped = state.has_averages(checkpoint)
+            return ["the averaged weights of the checkpoint are left: there is no `ema` now"] * dropped
+        self.ema.restart()  # what the checkpoint has no average of goes on from its weights
+        missing = state.load_averages(
+            checkpoint, self.ema.averages, self.plan.ties, renaming=inheritance.renaming
+        )
+        if len(missing) == len(self.ema.averages):
+            return ["the checkpoint has no averaged weights: the average starts from its weights"]
+        return [f"the average of {listed(missing)} starts from the checkpoint's weights"] * bool(missing)
 
     def check_others(self) -> None:
         """Raises ConfigError for what a checkpoint could not hold, hours before it would have to."""
@@ -77,6 +96,8 @@ class RunState:
         if states.get("scaler"):
             self.scaler.load_state_dict(states["scaler"])
         self.schedule.load_state_dict(states.get("schedule", {}))
+        if states.get("ema") and self.ema is not None:
+            self.ema.updates = states["ema"]["updates"]
         if states.get("loss") and self.loss is not None:
             self.loss.load_state_dict(states["loss"])
 
@@ -84,5 +105,6 @@ class RunState:
         return self.callbacks.state_dict() | {
             "scaler": self.scaler.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "ema": {} if self.ema is None else {"updates": self.ema.updates},
             "loss": {} if self.loss is None else dict(self.loss.state_dict()),
         }

@@ -17,6 +17,7 @@ from distopt.callbacks import BestValues, Callback, Callbacks, check_comparable
 from distopt.checkpoint import directory, resume
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
+from distopt.ema import Ema
 from distopt.errors import ConfigError, listed
 from distopt.evaluation import Evaluation
 from distopt.faults import deadly_signals, held_signals, obey_signals
@@ -206,6 +207,7 @@ class Runner:
             max_skipped=config.max_skipped,
             device=self.device,
         )
+        self.ema = Ema(self.wrapped, config.ema) if config.ema else None
         # What evaluation yields: name → whether higher is better.
         self.metrics: Mapping[str, bool | None] = {}
         if config.eval:
@@ -215,6 +217,7 @@ class Runner:
                 self._metrics,
                 precision=config.precision,
                 device=self.device,
+                ema=self.ema if config.ema and config.ema.evaluate else None,
             )
             self.metrics = self.evaluation.rehearse()
         self.schedule.check_metrics(self.metrics)
@@ -231,6 +234,7 @@ class Runner:
             self.batches,
             self.callbacks,
             self.loss if isinstance(self.loss, nn.Module) else None,
+            self.ema,
         )
         seed_everything(config.seed, self.world.rank)
         self._resume()
@@ -278,6 +282,8 @@ class Runner:
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.schedule.apply(self.step)
             taken = self.gradient_step.take(next(self.steps), measure=logs)
+            if self.ema:
+                self.ema.update(unless=taken.left_out)
             self.step, self.epoch = self.step + 1, self.batches.epoch
             self.callbacks.on_step(self)
             if logs:

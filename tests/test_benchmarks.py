@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import checkpoint, gpt2, optimizer, overhead, schedule, startup
+from benchmarks import checkpoint, ema, gpt2, optimizer, overhead, schedule, startup
 from benchmarks.step import events
 from tests.kit import run_distributed
 
@@ -34,6 +34,17 @@ def test_the_optimizers_on_shards_and_on_dtensors_have_a_line_each():
     assert [row.what for row in rows] == [*optimizer.OPTIMIZERS, "clipping"]
     assert all(len(row.on_dtensors) == len(row.on_shards) == 2 for row in rows)
     assert {text.count("|") for text in (*optimizer.HEAD.splitlines(), *map(optimizer.line, rows))} == {7}
+
+
+def _ema_rows() -> list[ema.Row]:
+    return [ema.whole("small", turns=2), ema.of_shards("small", turns=2)]
+
+
+def test_the_averages_of_whole_models_and_of_shards_have_a_line_each():
+    rows = run_distributed(_ema_rows)[0]
+    assert [row.beside for row in rows] == ["AveragedModel", "DTensors"]
+    assert all(len(row.theirs) == len(row.ours) == 2 for row in rows)
+    assert {text.count("|") for text in (*ema.HEAD.splitlines(), *map(ema.line, rows))} == {7}
 
 
 def test_the_hand_written_loop_has_the_groups_and_the_schedule_of_the_config(tmp_path):

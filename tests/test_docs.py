@@ -64,7 +64,7 @@ def test_yaml_examples_are_valid(text, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["strategies", "compile"])
+@pytest.mark.parametrize("page", ["strategies", "compile", "ema"])
 def test_the_config_of_a_page_trains(page, tmp_path):
     text = re.search(r"^```yaml\n(.*?)^```", (ROOT / f"docs/{page}.md").read_text(), re.M | re.S)[1]
     (tmp_path / "cfg.yaml").write_text(text)

@@ -138,7 +138,7 @@ def test_one_chart_lays_all_groups_over_each_other(tmp_path: Path) -> None:
         for chart in category.chart
     }
     assert lines == {
-        "loss/loss": ["^loss/train$", "^eval/loss$"],
+        "loss/loss": ["^loss/train$", r"^eval/(ema\.)?loss$"],
         "optimizer/lr": ["^lr/default$", "^lr/norm$"],
         "optimizer/wd": ["^wd/default$", "^wd/norm$"],
     }

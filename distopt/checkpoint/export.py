@@ -15,36 +15,41 @@ from distopt.checkpoint.reader import TensorReader
 from distopt.errors import ConfigError
 
 
-def weights(checkpoint: Path, prefix: str = "model") -> dict[str, torch.Tensor]:
+def weights(checkpoint: Path, *, averaged: bool = False) -> dict[str, torch.Tensor]:
     """The model's whole tensors on the CPU: FQN → tensor, buffers and aliases included.
 
     Args:
         checkpoint: Its directory.
-        prefix: What of it; `ema` for the averaged weights, where there are some.
+        averaged: Those of the `ema`; of frozen parameters, and buffers that have no average, the model's.
 
     Raises:
-        ConfigError: It is damaged, or has nothing of that name.
+        ConfigError: It is damaged, or has no averaged weights.
     """
     damage = directory.damage(checkpoint, share=(0, 1))
     if damage is not None:
         raise ConfigError("", f"{checkpoint} cannot be used: {damage}", allowed="…/checkpoints/step_NNNNNNNN")
     reader = TensorReader(checkpoint)
+    entries = reader.entries()
+    keys = {key.removeprefix("model."): key for key in entries if key.startswith("model.")}
+    if averaged:
+        averages = {key.removeprefix("ema."): key for key in entries if key.startswith("ema.")}
+        if not averages:
+            problem = f"{checkpoint} has no averaged weights"
+            raise ConfigError("", problem, allowed="a checkpoint of a run with `ema`")
+        keys |= averages
+        keys |= {alias: keys[owner] for owner, *aliases in _ties(checkpoint) for alias in aliases}
     state = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in reader.entries().items()
-        if key.startswith(f"{prefix}.")
+        key: torch.empty(entries[key].size, dtype=entries[key].properties.dtype) for key in keys.values()
     }
-    if not state:
-        raise ConfigError("", f"{checkpoint} has no {prefix} weights")
     try:
         with warnings.catch_warnings(action="ignore"):  # that there is one process only
             state_dict_loader.load(state, storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         raise ConfigError("", f"{checkpoint} cannot be read: {error}") from error
-    return {key.removeprefix(f"{prefix}."): tensor for key, tensor in state.items()}
+    return {fqn: state[key] for fqn, key in keys.items()}
 
 
-def export(checkpoint: Path, out: Path, prefix: str = "model") -> int:
+def export(checkpoint: Path, out: Path, *, averaged: bool = False) -> int:
     """Writes the weights as safetensors, and returns how many tensors the file has.
 
     Of a tied parameter the file has one, under its first name; the others are in its metadata, as
@@ -57,7 +62,7 @@ def export(checkpoint: Path, out: Path, prefix: str = "model") -> int:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = weights(checkpoint, prefix)
+    tensors = weights(checkpoint, averaged=averaged)
     aliases = {alias: owner for owner, *others in _ties(checkpoint) for alias in others}
     kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
     try:

@@ -79,11 +79,11 @@ class TensorReader(FileSystemReader):
         return cast("dict[str, TensorStorageMetadata]", self.read_metadata().state_dict_metadata)
 
     def _rename(self, metadata: Metadata) -> None:
-        """Of the model and of the optimizer, whose state stands under the parameter's name."""
+        """Of all that stands under the names of the model's tensors."""
 
         def now(key: str) -> str:
             part, dot, name = key.partition(".")
-            return f"{part}{dot}{renamed(name, self._renaming)}" if part in ("model", "optim") else key
+            return f"{part}{dot}{renamed(name, self._renaming)}" if part in ("model", "optim", "ema") else key
 
         entries, chunks = metadata.state_dict_metadata, metadata.storage_data
         metadata.state_dict_metadata = {now(key): entry for key, entry in entries.items()}

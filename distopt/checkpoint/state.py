@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -40,6 +40,8 @@ def capture(
     progress: Progress,
     documents: Mapping[str, str],
     others: extras.States | None = None,
+    *,
+    averages: Mapping[str, torch.Tensor] | None = None,
 ) -> Snapshot:
     """The state of a run as a checkpoint is to have it; its tensors are the live ones.
 
@@ -49,6 +51,7 @@ def capture(
         progress: How far the run is.
         documents: Further text files, name → content.
         others: Further state: plain data, of which rank 0's is written, and tensors.
+        averages: FQN → the averaged weight.
 
     Raises:
         ConfigError: The model's state is not all tensors, or that of others not plain data.
@@ -59,6 +62,7 @@ def capture(
         {
             "model": _model_state(model),
             "optim": tensors,
+            "ema": dict(averages or {}),
             "rng": {str(dist.get_rank()): rng.capture()},
             "extras": extras.tensors_of(others),
         },
@@ -132,6 +136,43 @@ def load(
     ]
     optimizer_state.restore_groups(optimizer, counted, leave)
     return told
+
+
+def has_averages(directory: Path) -> bool:
+    """Whether the checkpoint has averaged weights."""
+    return any(key.startswith("ema.") for key in TensorReader(directory).entries())
+
+
+def load_averages(
+    directory: Path,
+    averages: Mapping[str, torch.Tensor],
+    ties: Iterable[Sequence[str]],
+    *,
+    renaming: Renaming = MappingProxyType({}),
+) -> list[str]:
+    """Reads what the checkpoint has of averaged weights.
+
+    Args:
+        directory: As for `load`.
+        averages: FQN → what to read into.
+        ties: The FQNs of each shared parameter, of which `averages` has the first.
+        renaming: As for `load`.
+
+    Returns:
+        The FQNs of those that it lacks, or has in another shape.
+    """
+    reader = TensorReader(directory, renaming)
+    owners = {alias: owner for owner, *aliases in ties for alias in aliases}
+    stored: dict[str, torch.Tensor] = {}
+    for key, entry in reader.entries().items():
+        name = key.removeprefix("ema.")
+        average = averages.get(owners.get(name, name))
+        if key.startswith("ema.") and average is not None and average.shape == entry.size:
+            stored[name] = average
+    if stored:
+        _read({"ema": stored}, reader, directory)
+    found = {owners.get(name, name) for name in stored}
+    return [fqn for fqn in averages if fqn not in found]
 
 
 def load_others(directory: Path, here: extras.States) -> extras.States:

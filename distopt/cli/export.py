@@ -17,13 +17,14 @@ EPILOG = """\
 examples
   distopt export runs/quickstart model.safetensors
   distopt export runs/quickstart/checkpoints/step_00000400 model.safetensors
+  distopt export runs/quickstart averaged.safetensors --ema
 
 A run directory stands for its newest checkpoint. A tied weight is in the file once; the metadata has its
 other names, from which safetensors.torch.load_model(model, "model.safetensors") ties it again.
 
 exit status
   0  written
-  2  there is no such checkpoint, or it is damaged
+  2  there is no such checkpoint, it is damaged, or it has no averaged weights
 """
 
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint or a run directory")
     parser.add_argument("out", type=Path, metavar="out.safetensors", help="the file to write")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights, of a run with `ema`")
     args = parser.parse_args(argv)  # before the imports, so that --help answers at once
 
     from distopt.checkpoint import directory
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
         from distopt.checkpoint.export import export
 
-        count = export(checkpoint, args.out)
+        count = export(checkpoint, args.out, averaged=args.ema)
     except ConfigError as error:
         return report(error)
     except OSError as error:

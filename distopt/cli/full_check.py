@@ -13,6 +13,7 @@ from distopt.cli.model import model_without_memory
 from distopt.cli.wording import counted
 from distopt.config import Config
 from distopt.data import length
+from distopt.ema import lint
 from distopt.errors import ConfigError, collecting, raise_all
 from distopt.objective import Objective
 from distopt.optim import make_plan, try_optimizer
@@ -61,7 +62,8 @@ def full_check(config: Config) -> list[str]:
             schedule = build_schedule(trial, config.param_scheduler, steps_per_epoch, max_steps)
             if not config.eval:
                 schedule.check_metrics({})
-            found += [f"warning: {warning}" for warning in schedule.warnings]
+            doubts = (*schedule.warnings, *lint(config.ema, max_steps))
+            found += [f"warning: {warning}" for warning in doubts]
         found += [f"warning: {warning}" for warning in plan.warnings]
         parallel.try_wrap(
             model,
@@ -80,6 +82,8 @@ def _unknown_metrics(config: Config, callbacks: Mapping[str, Callback]) -> list[
         ConfigError: There is no evaluation.
     """
     known = ["loss", *(config.eval.metrics if config.eval else ())]
+    if config.ema and config.ema.evaluate:
+        known += [f"ema.{name}" for name in known]
     warnings = []
     for key, callback in callbacks.items():
         if not isinstance(callback, EarlyStop):

@@ -128,6 +128,19 @@ class EvalConfig(Section):
         return metrics
 
 
+class EmaConfig(Section):
+    """The `ema` section."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    """How much of the average each step keeps: 0.999 averages over about the last 1,000 steps."""
+
+    warmup: bool = False
+    """Keep no more than (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten."""
+
+    evaluate: bool = False
+    """Evaluate the averaged weights too, beside those trained: `ema.loss` beside `loss`, and so on."""
+
+
 class CheckpointConfig(Section):
     """The `checkpoint` section."""
 
@@ -292,6 +305,9 @@ class Config(Section):
     """Steps in a row that may be left out because their loss or gradient is no finite number: one more ends
     the run. At 0 none is left out: the first such loss that is logged ends it."""
 
+    ema: EmaConfig | None = None
+    """An exponential moving average of the weights, in checkpoints too; by default none."""
+
     eval: EvalConfig | None = None
     """Evaluation on data.val."""
 
@@ -321,6 +337,12 @@ class Config(Section):
         if self.checkpoint.best and not self.eval:
             problem = "there is no evaluation that yields a metric"
             raise ConfigError("checkpoint.best", problem, given=self.checkpoint.best, allowed="eval.every")
+        if self.ema and self.ema.evaluate:
+            if not self.eval:
+                raise ConfigError("ema.evaluate", "there is no evaluation", given=True, allowed="with `eval`")
+            if taken := [name for name in self.eval.metrics if name.startswith("ema.")]:
+                problem = "names that begin with `ema.` are for the averaged weights"
+                raise ConfigError(f"eval.metrics.{taken[0]}", problem)
         gathered = self.strategy.param_dtype
         if gathered not in (None, "fp32", self.precision):
             problem = f"parameters cannot be gathered in this where precision is {self.precision}"

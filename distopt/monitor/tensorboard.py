@@ -93,7 +93,7 @@ def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         for number, part in enumerate(parts, start=1):
             title = section if len(parts) == 1 else f"{section} ({number} of {len(parts)})"
             optimizer[title] = ["Multiline", part]
-    return {"loss": {"loss": ["Multiline", ["^loss/train$", "^eval/loss$"]]}, "optimizer": optimizer}
+    return {"loss": {"loss": ["Multiline", ["^loss/train$", r"^eval/(ema\.)?loss$"]]}, "optimizer": optimizer}
 
 
 def _markdown(groups: Sequence[Mapping[str, Any]]) -> str:

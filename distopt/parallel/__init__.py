@@ -1,7 +1,13 @@
 """Wrapping: one model on one or many processes."""
 
 from distopt.parallel.batchnorm import sync_batchnorm
-from distopt.parallel.buffers import MovingStatistics, average_buffers, preserved_buffers
+from distopt.parallel.buffers import (
+    MovingStatistics,
+    average_buffers,
+    average_over_ranks,
+    preserved_buffers,
+    running_statistics,
+)
 from distopt.parallel.compilation import compiling
 from distopt.parallel.fully_shard import check_same_used
 from distopt.parallel.materialize import materialize
@@ -15,6 +21,7 @@ __all__ = [
     "Precision",
     "autocast",
     "average_buffers",
+    "average_over_ranks",
     "check_all_used",
     "check_exchanged",
     "check_same_used",
@@ -25,6 +32,7 @@ __all__ = [
     "preserved_buffers",
     "release",
     "reshard",
+    "running_statistics",
     "set_matmul_precision",
     "sync_batchnorm",
     "try_wrap",

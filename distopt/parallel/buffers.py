@@ -14,6 +14,11 @@ from torch.distributed.tensor import DTensor
 STATISTICS = ("running_mean", "running_var")
 
 
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Name → buffer, of those that follow what a module (not its children) has seen in training."""
+    return {name: buffer for name, buffer in _persistent_buffers(module) if name in STATISTICS}
+
+
 @torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
     """Makes persistent buffers equal on all ranks: means of running statistics, rank 0's of everything else.
@@ -22,22 +27,23 @@ def average_buffers(model: nn.Module) -> None:
     """
     if dist.get_world_size() == 1:
         return
-    buffers = [
-        (name in STATISTICS, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-        and name not in module._non_persistent_buffers_set  # caches, of any length
-        and not isinstance(buffer, DTensor)
-    ]
-    for alike in _by_dtype(buffer for is_statistic, buffer in buffers if is_statistic):
-        packed = torch.cat([buffer.flatten() for buffer in alike])
-        dist.all_reduce(packed)
-        _unpack(packed / dist.get_world_size(), alike)
-    for alike in _by_dtype(buffer for is_statistic, buffer in buffers if not is_statistic):
+    buffers = [named for module in model.modules() for named in _persistent_buffers(module)]
+    average_over_ranks(buffer for name, buffer in buffers if name in STATISTICS)
+    for alike in _by_dtype(buffer for name, buffer in buffers if name not in STATISTICS):
         packed = torch.cat([buffer.flatten() for buffer in alike])
         dist.broadcast(packed.view(torch.uint8), src=0)
         _unpack(packed, alike)
+
+
+@torch.no_grad()
+def average_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Makes each the mean of all ranks' in place, by one collective per dtype; every rank calls it."""
+    if dist.get_world_size() == 1:
+        return
+    for alike in _by_dtype(tensors):
+        packed = torch.cat([tensor.flatten() for tensor in alike])
+        dist.all_reduce(packed)
+        _unpack(packed / dist.get_world_size(), alike)
 
 
 class Kept(NamedTuple):
@@ -105,6 +111,13 @@ class MovingStatistics:
     def _buffers(self) -> list[Tensor]:
         """Those of now: a forward may have replaced them."""
         return [cast(Tensor, home[name]) for home, name in self._homes]
+
+
+def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, buffer in module._buffers.items():
+        is_cache = name in module._non_persistent_buffers_set  # of any length
+        if buffer is not None and not is_cache and not isinstance(buffer, DTensor):
+            yield name, buffer
 
 
 def _by_dtype(buffers: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -90,9 +90,13 @@ def gradient_sync(model: nn.Module, enabled: bool) -> AbstractContextManager[Non
 
 
 def reshard(model: nn.Module) -> None:
-    """To be called after a forward that no backward follows: FSDP would keep the root's parameters whole."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    """To be called after a forward that no backward follows: FSDP would keep some parameters whole.
+
+    Those are the root's, and all with `reshard_after_forward: false`.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def release(model: nn.Module) -> None:
