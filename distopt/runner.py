@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from distopt import comm, norms, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks, check_comparable
-from distopt.checkpoint import directory, resume
+from distopt.checkpoint import resume
+from distopt.checkpoint.verify import verified
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.ema import Ema
@@ -178,7 +179,8 @@ class Runner:
             },
         )
         check_agreement(self.plan)
-        self._verify()
+        self.start = verified(self.start, config, self.world)
+        self.step = self.start.step
         self.inheritance = inherit(config, self.start.checkpoint, self.model, self.groups)
         self.plan = self.groups.plan
         if config.sync_batchnorm:
@@ -243,19 +245,6 @@ class Runner:
         first = next(self.steps)
         self.steps = chain([first], self.steps)
         self.habits = self.gradient_step.rehearse(first)
-
-    def _verify(self) -> None:
-        """Reads all of the checkpoint to start from, each rank a part; a damaged gives way to an older."""
-        config, world = self.config, self.world
-        damaged: dict[Path, str] = {}
-        while (checkpoint := self.start.checkpoint) is not None:
-            found = comm.gather(directory.damage(checkpoint, share=(world.rank, world.size)))
-            problem = next(filter(None, found), None)
-            if problem is None:
-                break
-            damaged[checkpoint] = problem
-            self.start = resume.find_start(config.work_dir, config.resume, config.to_dict(), damaged)
-        self.step = self.start.step
 
     def _resume(self) -> None:
         """Takes up the checkpoint to start from, where there is one, and starts the callbacks."""

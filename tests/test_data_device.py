@@ -70,5 +70,5 @@ def test_batches_arrive_on_the_gpu_as_they_were(num_workers):
 def test_evaluation_batches_arrive_on_the_gpu():
     evaluated = list(EvalLoader([torch.ones(2)] * 5, BatchLayout(2, 2, 1, 1), device="cuda"))
 
-    assert [samples for _, samples in evaluated] == [2, 2, 1]
-    assert all(batch.is_cuda for batch, _ in evaluated)
+    assert [m.samples for m in evaluated] == [2, 2, 1]
+    assert all(m.batch.is_cuda for m in evaluated)

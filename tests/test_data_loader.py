@@ -244,7 +244,7 @@ def test_every_rank_runs_equally_many_forwards_none_of_them_empty(world):
     parts = [list(EvalLoader(Numbers(7), layout(2 * world, world=world), rank=rank)) for rank in range(world)]
 
     assert len({len(part) for part in parts}) == 1
-    assert all(len(batch) > 0 for part in parts for batch, _ in part)
+    assert all(len(m.batch) > 0 for part in parts for m in part)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -258,7 +258,7 @@ def test_evaluation_counts_every_sample_once_in_every_world(world):
 def test_evaluating_again_with_workers_gives_the_same_batches():
     loader = EvalLoader(Numbers(7), layout(2), num_workers=2)
 
-    first, second = ([(batch.tolist(), samples) for batch, samples in loader] for _ in range(2))
+    first, second = ([(batch.tolist(), samples) for batch, samples, _ in loader] for _ in range(2))
 
     assert first == second == [([0, 1], 2), ([2, 3], 2), ([4, 5], 2), ([6], 1)]
 
