@@ -142,11 +142,17 @@ def _environments() -> Iterator[tuple[int, list[bytes]]]:
 
 
 def soak_config(folder: Path, strategy: str, **changes: Any) -> Path:
-    """A run of a second or two, which saves at each step; dropout shows the random state."""
+    """A run of a second or two, which saves at every second step; dropout shows the random state."""
     folder.mkdir(parents=True, exist_ok=True)
-    changes = {"max_steps": STEPS, "eval": {"every": 10}, "checkpoint": {"every": 1}, **changes}
-    model = {**CONFIG["model"], "dropout": 0.1}
-    return write_config(folder, strategy=strategy, deterministic=True, model=model, **changes)
+    content = {
+        "model": {**CONFIG["model"], "dropout": 0.1},
+        "max_steps": STEPS,
+        "eval": {"every": 10},
+        "checkpoint": {"every": 2},
+        "deterministic": True,
+        "strategy": strategy,
+    }
+    return write_config(folder, **{**content, **changes})
 
 
 def soak(folder: Path, strategy: str, kills: int, seed: int, tally: Tally) -> None:
@@ -178,7 +184,7 @@ def run_to_end(config: Path, *options: str, nproc: int = 2) -> None:
 def _start_and_kill(config: Path, victim: str, aim: str, chance: random.Random, tally: Tally) -> bool:
     """Whether a kill hit; a start that had ended before its moment came has not been killed."""
     run = config.with_name("run")
-    done = _step(run)
+    done, left_behind = _step(run), _partial(run)
     tally.starts += 1
     with Start(config) as start:
         has_come = moment(aim, run, chance)
@@ -188,7 +194,7 @@ def _start_and_kill(config: Path, victim: str, aim: str, chance: random.Random, 
         assert hit or not failed, start.output.read_text()
     if not failed:
         return False
-    saving = any(run.glob("checkpoints/step_*.partial"))
+    saving = _partial(run) not in (None, left_behind)
     tally.kills[victim, "saving" if saving else "training" if _step(run) > done else "starting"] += 1
     for checkpoint in directory.committed(run):
         assert directory.damage(checkpoint, (0, 1)) is None, checkpoint
@@ -216,9 +222,11 @@ def moment(aim: str, run: Path, chance: random.Random) -> Callable[[], bool]:
     return saves
 
 
-def _partial(run: Path) -> str | None:
-    """The checkpoint that is being written."""
-    return next((path.name for path in run.glob("checkpoints/step_*.partial")), None)
+def _partial(run: Path) -> int | None:
+    """The inode of the checkpoint that is being written, or was when the last start ended."""
+    with suppress(OSError):  # it is complete meanwhile
+        return max((path.stat().st_ino for path in run.glob("checkpoints/step_*[0-9].partial")), default=None)
+    return None
 
 
 def _step(run: Path) -> int:
