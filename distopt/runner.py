@@ -96,7 +96,7 @@ class Runner:
                     self._assemble()
                     if self.world.is_main:
                         claim.take()
-                    comm.meet()  # nobody writes before
+                    comm.meet()  # before it, nobody writes
             except ConfigError:
                 raise
             except Exception:  # a fault is left on record, unlike a mistake

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import state_dict_loader
 
-from distopt.checkpoint import directory, export
+from distopt.checkpoint import directory
+from distopt.checkpoint.reader import TensorReader
 from tests.faults.mutations import MUTATIONS, verify
 from tests.runs import CONFIG, rows, status, write_config
 
@@ -252,13 +255,15 @@ def compare(run: Path, whole: Path) -> list[str]:
 
 
 def state(checkpoint: Path | None) -> dict[str, torch.Tensor]:
-    """The weights, buffers and optimizer state of a checkpoint."""
+    """All tensors of a checkpoint: weights, buffers, the optimizer's state, the ranks' random states."""
     assert checkpoint is not None
-    return {
-        f"{part}.{name}": tensor
-        for part in ("model", "optim")
-        for name, tensor in export.weights(checkpoint, part).items()
+    reader = TensorReader(checkpoint)
+    tensors = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in reader.entries().items()
     }
+    with warnings.catch_warnings(action="ignore"):  # that there is one process only
+        state_dict_loader.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def _recorded(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -61,7 +61,8 @@ def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(tmp_path, strategy
         with pytest.raises(RankError) as killed:
             run_distributed(_train_until_killed, path, victims, step, chance.uniform(0.0, 0.05))
         dead = re.findall(r"^rank (\d) of 2 died of SIGKILL", str(killed.value), re.M)
-        assert sorted(map(int, dead)) == victims, killed.value
+        assert dead, killed.value
+        assert set(map(int, dead)) <= set(victims)  # of two, one may fail by the other's death before its own
         committed = directory.committed(tmp_path / "run")
         assert all(directory.damage(checkpoint, (0, 1)) is None for checkpoint in committed)
     run_distributed(train, path)
