@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from distopt import rounds
 from distopt.errors import ConfigError
 
 T = TypeVar("T")
@@ -67,9 +68,11 @@ def process_group(
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    # Without a launcher there is no address to meet at, and nobody to meet.
-    store = None if world.launched else dist.HashStore()  # type: ignore[attr-defined]
     with joining():
+        # Without a launcher there is no address to meet at, and nobody to meet.
+        store = rounds.agent_store() if world.launched else dist.HashStore()  # type: ignore[attr-defined]
+        if store is not None:
+            store = rounds.new_round(store, world.rank, world.size)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=store,

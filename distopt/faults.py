@@ -1,8 +1,10 @@
-"""Stop signals: how Ctrl-C and a scheduler's SIGTERM end a run."""
+"""Stop signals: how Ctrl-C and a scheduler's SIGTERM end a run; and the end of a launcher."""
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -85,6 +87,17 @@ def end_on_signals() -> None:
     """From now on a signal ends this process without a word: it has failed, and another one says why."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+
+
+def end_with_parent() -> None:
+    """From now on the kernel ends this process with the one that started it.
+
+    A rank whose torchrun was killed would train on, unseen, beside the next start. It is killed rather than
+    stopped: other nodes are to take it for lost and restart, not for a run that ends in good order.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def check_signals() -> None:

@@ -59,8 +59,8 @@ class Recording(AbstractContextManager["Recording"]):
         with ExitStack() as stack:
             stack.enter_context(rank_log(work_dir / "logs", self._world.rank, self._console))
             if self._world.is_main:
-                (work_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-                (work_dir / "plan.json").write_text(self._plan.to_json(), encoding="utf-8")
+                _replace(work_dir / "config.yaml", config.to_yaml())
+                _replace(work_dir / "plan.json", self._plan.to_json())
                 status = StatusFile(work_dir / "status.json", self._step, self._relative(self._checkpoint))
                 self._status = stack.enter_context(status)
             self._monitor = stack.enter_context(
@@ -128,3 +128,10 @@ class Recording(AbstractContextManager["Recording"]):
         if checkpoint is None:
             return None
         return str(checkpoint.relative_to(work_dir) if checkpoint.is_relative_to(work_dir) else checkpoint)
+
+
+def _replace(path: Path, text: str) -> None:
+    """All of it or, on a full disk, nothing: what an earlier start wrote is kept."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

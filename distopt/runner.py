@@ -16,6 +16,7 @@ from distopt import comm, norms, parallel, parts
 from distopt.callbacks import BestValues, Callback, Callbacks, check_comparable
 from distopt.checkpoint import resume
 from distopt.checkpoint.verify import verified
+from distopt.claim import Claim
 from distopt.config import Config, batch_layout
 from distopt.data import EvalLoader, TrainLoader, length
 from distopt.ema import Ema
@@ -83,15 +84,19 @@ class Runner:
             ConfigError: What the user got wrong; nearly all of it before a process group or file exists.
         """
         config = self.config
+        claim = Claim(config.work_dir)
         self.start = resume.find_start(config.work_dir, config.resume, config.to_dict())
         if self.start.finished:
             self.console.note(f"{config.work_dir}: finished at step {self.start.step}, nothing to do")
             return
         self._prepare()
-        with comm.process_group(self.world, joining=deadly_signals):
+        with comm.process_group(self.world, joining=deadly_signals), claim:
             try:
                 with shared_mistakes(), held_signals():
                     self._assemble()
+                    if self.world.is_main:
+                        claim.take()
+                    comm.meet()  # before it, nobody writes
             except ConfigError:
                 raise
             except Exception:  # a fault is left on record, unlike a mistake

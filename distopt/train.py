@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from distopt.cli.arguments import NOTES, config_parser
 from distopt.cli.exit import report
 from distopt.errors import ConfigError
+from distopt.faults import end_with_parent
 
 if TYPE_CHECKING:
     from distopt.config import Config
@@ -32,6 +33,8 @@ run directory (work_dir, by default runs/<name of the config>)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, and returns the exit status."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     args = config_parser("python -m distopt.train", DESCRIPTION, EPILOG).parse_intermixed_args(argv)
 
     # Each import waits for what can be said before it: --help needs no config, a mistake in it no torch.

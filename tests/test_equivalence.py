@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from distopt import Runner
 from distopt.config import Config, validate
 from distopt.models import ByteGPT
+from tests.covering import covering
 from tests.kit import run_distributed
 from tests.runs import whole
 
@@ -51,18 +52,6 @@ AXES = [
     ["fp32", "bf16"],
 ]
 CELLS = [Cell(*values) for values in product(*AXES)]
-
-
-def covering(cells: list[Cell]) -> list[Cell]:
-    """Some of them, such that each pair of values of two axes is in one: greedily, the best cell first."""
-    pairs = combinations(range(len(AXES)), 2)
-    open_pairs = {(i, a, j, b) for i, j in pairs for a in AXES[i] for b in AXES[j]}
-    chosen = []
-    while open_pairs:
-        best = max(cells, key=lambda cell: sum(cell[i] == a and cell[j] == b for i, a, j, b in open_pairs))
-        open_pairs = {(i, a, j, b) for i, a, j, b in open_pairs if (best[i], best[j]) != (a, b)}
-        chosen.append(best)
-    return chosen
 
 
 class Net(ByteGPT):

@@ -9,7 +9,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distopt.errors import ConfigError
@@ -28,7 +28,7 @@ def rank_log(directory: Path, rank: int, console: Console) -> Iterator[None]:
         console: From `open_console`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(directory / f"rank{rank}.log", encoding="utf-8")
+    file = _ToFile(directory / f"rank{rank}.log", encoding="utf-8")
     file.setFormatter(logging.Formatter(f"%(asctime)s rank{rank} %(levelname)s %(name)s: %(message)s"))
     handlers = (file, _ToConsole(console))
     ours, pythons = logging.getLogger("distopt"), logging.getLogger("py.warnings")
@@ -57,7 +57,16 @@ def rank_log(directory: Path, rank: int, console: Console) -> Iterator[None]:
             pythons.removeHandler(handler)
         logging.captureWarnings(False)
         ours.setLevel(level)
-        file.close()
+        with suppress(OSError):
+            file.close()
+
+
+class _ToFile(logging.FileHandler):
+    """Keeps what a full disk does not take until it does; warnings are on the console as well."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 class _ToConsole(logging.Handler):

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -26,6 +27,16 @@ class Output(Console):
             # rich alone would keep bold and dim under NO_COLOR.
             color_system=None if os.environ.get("NO_COLOR") else "auto",
         )
+        self._is_failing = False
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; what the disk that takes the output has no room for is not shown."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if not self._is_failing:
+                self._is_failing = True
+                logger.warning("standard output cannot be written, training goes on: %s", error)
 
     def on_broken_pipe(self) -> None:
         """Falls silent where the reader has gone (`… | head`); rich's own way is to exit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,11 +39,16 @@ class TensorBoard:
         # With tensorflow installed beside it, tensorboard would load it for its file functions: 5 s and a
         # screen of messages. This module, tensorboard's own switch, makes it use its stub.
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-        from torch.utils.tensorboard.writer import SummaryWriter
-
+        self._directory = directory
+        self._last_step = first_step
         # Every writer purges, a fresh run's too: the slow loader honours no purge if the first has none.
         self._valid_from = first_step + 1 if first_step > 0 else 0
-        self._writer: Any = SummaryWriter(str(directory), purge_step=self._valid_from)
+        self._open()
+
+    def _open(self) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(self._directory), purge_step=self._valid_from)
         self._charts_drawn = False
 
     def describe(self, config: str, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -60,6 +66,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         points = dict(scalars(row))
+        self._last_step = row["step"]
         if not self._charts_drawn and "lr" in row:
             self._writer.add_custom_scalars(charts(points))
             self._charts_drawn = True
@@ -68,7 +75,14 @@ class TensorBoard:
         self._writer.file_writer.add_summary(Summary(value=values), row["step"])
 
     def flush(self) -> None:
-        self._writer.flush()
+        try:
+            self._writer.flush()
+        except OSError:
+            # After a full disk a writer writes nothing more; a checkpoint was written, so there is space.
+            with suppress(OSError):
+                self._writer.close()
+            self._valid_from = self._last_step + 1
+            self._open()
 
     def close(self) -> None:
         self._writer.close()
