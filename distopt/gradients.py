@@ -66,6 +66,7 @@ class GradientStep:
         self._clip_config = clip
         self._device = device
         self._max_skipped = max_skipped
+        self._world = dist.get_world_size()
         self._is_fused = fused.is_fused(optimizer) and not self.scaler.is_enabled()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._habits: Habits
@@ -150,7 +151,7 @@ class GradientStep:
         So without `num_items` it is done; with them, the whole is divided by their number at the end, when
         it is known.
         """
-        factor: Tensor | float = dist.get_world_size() / samples
+        factor: Tensor | float = self._world / samples
         if not self._habits.counts_items:
             factor *= weight
         else:

@@ -119,12 +119,13 @@ class Objective:
         )
 
     def _checked(self, output: Any, fields: Mapping[str, Any]) -> Tensor:
-        loss = fields.get("loss", output)
+        loss, items = fields.get("loss", output), fields.get("num_items")
         is_scalar = isinstance(loss, Tensor) and loss.ndim == 0 and not loss.is_complex()
+        if is_scalar and items is None and loss.requires_grad:
+            return loss  # type: ignore[no-any-return]
         returned_by = names.unwrap(self.model) if self.loss is None else self.loss
         key = "model" if self.loss is None else "loss"
         if is_scalar and (loss.requires_grad or not torch.is_grad_enabled()):
-            items = fields.get("num_items")
             if not (
                 items is None or isinstance(items, Real) or (isinstance(items, Tensor) and not items.ndim)
             ):

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from distopt.data.batch import Collate, keys, listed, make_batch, outline
-from distopt.data.blame import blaming
+from distopt.data.blame import blamed, blaming
 from distopt.data.sampler import Draw
 from distopt.errors import ConfigError
 
@@ -64,8 +64,10 @@ class MapReader:
             return samples
         samples = []
         for i in ids:
-            with blaming(self.key, f"{name}.__getitem__({i})"):
+            try:
                 samples.append(self.dataset[i])
+            except Exception as error:
+                raise blamed(self.key, f"{name}.__getitem__({i})", error) from error
         return samples
 
 
