@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from distopt.monitor.output import Output
 from distopt.monitor.units import compact, duration, metric, step_time
 
 
@@ -17,7 +18,7 @@ class Progress:
     """Shows training rows in one line with the time left; evaluation rows stay above it.
 
     Args:
-        console: rich's, on standard output.
+        console: On standard output.
         last_step: Where the run ends.
         lr_group: The group whose lr is shown.
         baselines: Losses to compare the evaluation's with.
@@ -25,7 +26,7 @@ class Progress:
 
     def __init__(
         self,
-        console: Console,
+        console: Output,
         last_step: int,
         lr_group: str,
         baselines: Mapping[str, float],
@@ -44,7 +45,7 @@ class Progress:
         elif self._rewrites:
             self._rewrite(_one_line(self._training(row), self._console.width))
         else:
-            self._console.print("  ".join(self._training(row)), soft_wrap=True)
+            self._console.write_line("  ".join(self._training(row)))
 
     def flush(self) -> None:
         """Nothing is held back."""
