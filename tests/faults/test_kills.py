@@ -80,6 +80,7 @@ def test_ranks_end_with_their_torchrun(tmp_path):
 
 
 @pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_torchruns_that_are_killed_30_times_at_random_end_bitwise_as_one_that_is_not(tmp_path, strategy):
