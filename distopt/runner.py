@@ -37,6 +37,7 @@ from distopt.run_state import RunState
 from distopt.saving import Saver
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
+from distopt.watchdog import Watchdog, collective_timeout
 
 
 class Runner:
@@ -92,7 +93,8 @@ class Runner:
             self.console.note(f"{config.work_dir}: finished at step {self.start.step}, nothing to do")
             return
         self._prepare()
-        with comm.process_group(self.world, joining=deadly_signals), claim:
+        group = comm.process_group(self.world, deadly_signals, collective_timeout(config))
+        with group, claim, Watchdog(self.progress, config):
             try:
                 with shared_failures(self.progress), held_signals():
                     self._assemble()

@@ -134,3 +134,13 @@ def test_a_fault_before_there_is_a_process_group_ends_those_who_wait_to_join(tmp
     stderr = run_torchrun([str(write_config(tmp_path, data=data, eval=None))], timeout=60).stderr
     assert "a bug in the user's dataset" in stderr
     assert not any(word in stderr for word in ("gloo", "Connection closed", "PeerError"))
+
+
+@pytest.mark.slow
+def test_a_rank_that_was_killed_is_named_even_where_it_was_the_one_to_say_so(tmp_path):
+    callbacks = [{"type": f"{HERE}:FailsOn", "rank": 0, "how": "kill"}]
+    stderr = run_torchrun([str(write_config(tmp_path, callbacks=callbacks))]).stderr
+    assert "Traceback" not in stderr.partition("torch/distributed/elastic")[0]
+    found = status(tmp_path / "run")
+    assert found["state"] == "failed"
+    assert found["reason"].startswith("rank 0 failed first: ended without a word: killed, or crashed")
