@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -50,7 +51,9 @@ class World:
 
 @contextmanager
 def process_group(
-    world: World, joining: Callable[[], AbstractContextManager[None]] = nullcontext
+    world: World,
+    joining: Callable[[], AbstractContextManager[None]] = nullcontext,
+    timeout: timedelta | None = None,
 ) -> Iterator[None]:
     """A process group of the whole world for the `with` block; one that exists already is used as it is.
 
@@ -60,6 +63,7 @@ def process_group(
     Args:
         world: This process among all.
         joining: The context in which to wait for all ranks, one of which may have failed.
+        timeout: After which a collective has failed; None for torch's own.
     """
     if dist.is_initialized():
         yield
@@ -75,6 +79,7 @@ def process_group(
             store = rounds.new_round(store, world.rank, world.size)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timeout,
             store=store,
             rank=world.rank,
             world_size=world.size,

@@ -1,4 +1,4 @@
-"""The one exception for what a user got wrong, and how it is said.
+"""The exception for what a user got wrong, how it is said, and the one for what another rank has met.
 
 A `ConfigError` speaks in config keys (`optimizer.paramwise_cfg.custom_keys`). The code that raises it
 need not know which file the key came from: the entry points add `file:line` when they print it.
@@ -98,6 +98,20 @@ class ConfigError(ValueError):
         if self.suggestion:
             lines.append(f"  did you mean: {self.suggestion}?")
         return "\n".join(lines)
+
+
+class PeerError(RuntimeError):
+    """Another rank has failed, and says why itself: this one ends because of it."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """`TypeError: text`: the last line, where what a traceback holds ends in what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, PeerError):
+        return " ".join(lines)
+    # A ConfigError begins with what is wrong, and goes on with what would be right.
+    line = lines[:1] if isinstance(error, ConfigError) else lines[-1:]
+    return ": ".join([type(error).__name__, *line])
 
 
 def describe(error: BaseException) -> str:

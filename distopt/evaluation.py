@@ -99,7 +99,7 @@ class Evaluation:
                 if interrupted():
                     parallel.reshard(self._model)
                     return None
-                with parallel.autocast(self._precision, self._device):
+                with _noting(batch, is_first), parallel.autocast(self._precision, self._device):
                     outcome = self._objective(batch)
                 items = samples if outcome.items is None else outcome.items
                 means.add(scalars(outcome), items if samples else 0)
@@ -172,6 +172,24 @@ def _compute(metric: Metric, name: str) -> float:
         given=_shape(value),
         allowed="a metric that computes one (for several classes: average: macro)",
     )
+
+
+@contextmanager
+def _noting(batch: object, is_first: bool) -> Iterator[None]:
+    """Names the data in what the model raises of a first batch: it may differ from what is trained on."""
+    try:
+        yield
+    except Exception as error:
+        if is_first and not isinstance(error, ConfigError):
+            error.add_note(f"on the first batch of data.val, before training: {_form(batch)}")
+        raise
+
+
+def _form(batch: object) -> str:
+    """`input_ids: Tensor of shape (8, 12), labels: Tensor of shape (8,)`."""
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key}: {_shape(value)}" for key, value in batch.items())
+    return ", ".join(map(_shape, batch)) if isinstance(batch, tuple | list) else _shape(batch)
 
 
 def _shape(value: object) -> str:

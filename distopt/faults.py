@@ -37,7 +37,8 @@ _ends = False
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Within it, the signals raise `Stopped`: at once, or where `held_signals` lets them."""
-    global _received, _ends
+    global _received, _ends, _held
+    _held = False
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
@@ -45,7 +46,7 @@ def stop_signals() -> Iterator[None]:
         # A process that was asked to end is about to, and is not to be killed on its way.
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if _ends else handler)
-        _received, _ends = None, False
+        _received, _ends, _held = None, False, False
 
 
 @contextmanager
@@ -83,10 +84,21 @@ def deadly_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def defer_signals() -> None:
+    """From now on signals wait: this process has failed, and is to put that on record before it ends."""
+    global _held
+    _held = True
+
+
 def end_on_signals() -> None:
-    """From now on a signal ends this process without a word: it has failed, and another one says why."""
+    """From now on a signal ends this process without a word, as does one that has come already.
+
+    It has failed, and another one says why.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    if _received is not None:
+        signal.raise_signal(_received)
 
 
 def end_with_parent() -> None:

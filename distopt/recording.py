@@ -11,6 +11,7 @@ from typing import Any
 
 from distopt.comm import World
 from distopt.config import Config
+from distopt.errors import ConfigError, PeerError, in_one_line
 from distopt.monitor import Console, Monitor, StatusFile, rank_log
 from distopt.optim import Plan
 
@@ -81,8 +82,15 @@ class Recording(AbstractContextManager["Recording"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None and self._status:
+        if self._status and error is None:
             self._status.update(state="preempted" if self._preempted else "done", reason=self._stopped)
+        elif (
+            self._status
+            and self._world.size > 1
+            and isinstance(error, Exception)
+            and not isinstance(error, ConfigError | PeerError)  # which name their rank where it matters
+        ):
+            self._status.update(state="failed", reason=f"rank 0: {in_one_line(error)}")
         self._open.__exit__(kind, error, trace)
         if error is None:
             self._console.summary(

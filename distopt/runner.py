@@ -22,20 +22,22 @@ from distopt.data import EvalLoader, TrainLoader, length
 from distopt.ema import Ema
 from distopt.errors import ConfigError, listed
 from distopt.evaluation import Evaluation
+from distopt.failures import shared_failures
 from distopt.faults import deadly_signals, held_signals, obey_signals
 from distopt.gradients import GradientStep, Taken
 from distopt.inheritance import inherit
 from distopt.interruption import Interruption
 from distopt.introduction import introduce
-from distopt.mistakes import shared_mistakes
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
+from distopt.progress import Progress
 from distopt.recording import Recording
 from distopt.run_state import RunState
 from distopt.saving import Saver
 from distopt.schedule import build_schedule
 from distopt.seeding import make_deterministic, seed_everything
+from distopt.watchdog import Watchdog, collective_timeout
 
 
 class Runner:
@@ -68,6 +70,7 @@ class Runner:
         self.world = comm.World.from_env()
         self.device = self.world.device
         self.console = open_console(self.world.rank)
+        self.progress = Progress()
         self._stop_reason: str | None = None
         self._stopping = False
         self._overdue = False  # the next checkpoint, by the clock
@@ -90,9 +93,10 @@ class Runner:
             self.console.note(f"{config.work_dir}: finished at step {self.start.step}, nothing to do")
             return
         self._prepare()
-        with comm.process_group(self.world, joining=deadly_signals), claim:
+        group = comm.process_group(self.world, deadly_signals, collective_timeout(config))
+        with group, claim, Watchdog(self.progress, config):
             try:
-                with shared_mistakes(), held_signals():
+                with shared_failures(self.progress), held_signals():
                     self._assemble()
                     if self.world.is_main:
                         claim.take()
@@ -102,7 +106,7 @@ class Runner:
             except Exception:  # a fault is left on record, unlike a mistake
                 with self._record():
                     raise
-            with self._record() as self.recording, shared_mistakes(), held_signals():
+            with self._record() as self.recording, shared_failures(self.progress), held_signals():
                 introduce(self)
                 try:
                     self._loop()
@@ -274,6 +278,7 @@ class Runner:
                 self._preempt()
                 return
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
+            self.progress.mark(self.step + 1, "step")
             self.schedule.apply(self.step)
             taken = self.gradient_step.take(next(self.steps), measure=logs)
             if self.ema:
@@ -293,6 +298,7 @@ class Runner:
             return
         if self.step < self.max_steps:
             self.recording.stopped(self._stop_reason or "another rank asked for it")
+        self.progress.mark(self.step, "end")
         self.callbacks.on_end(self)
         comm.meet()  # a rank whose callback fails is waited for here, where it is heard of
 
@@ -350,7 +356,8 @@ class Runner:
     def _evaluate(self) -> None:
         with self.throughput.pause():
             with evaluating(self.optimizer):
-                found = self.evaluation.run(self.interruption.agreed)
+                interrupted = self.progress.marking(self.interruption.agreed, self.step, "evaluation")
+                found = self.evaluation.run(interrupted)
             self.evaluated = found is not None
             if found is None:
                 return
@@ -365,11 +372,10 @@ class Runner:
     def _save(self) -> None:
         """Begins a checkpoint; what it holds is copied when this returns, and written meanwhile."""
         if poisoned := norms.non_finite(self.optimizer.param_groups):
-            raise FloatingPointError(
-                f"after step {self.step} there are values that are no finite numbers in"
-                f" {listed([fqn for fqns in poisoned.values() for fqn in fqns])}:"
-                " they are not saved"
-            )
+            names = listed([fqn for fqns in poisoned.values() for fqn in fqns])
+            problem = f"after step {self.step} there are values that are no finite numbers in {names}"
+            raise FloatingPointError(f"{problem}: they are not saved")
+        self.progress.mark(self.step, "checkpoint")
         with self.throughput.pause(), evaluating(self.optimizer):
             parallel.average_buffers(self.model)
             snapshot = self.state.capture(self.step, self.epoch, evaluated=self.evaluated)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from distopt.cli.arguments import NOTES, config_parser
-from distopt.cli.exit import report
-from distopt.errors import ConfigError
+from distopt.cli.exit import follow, report
+from distopt.errors import ConfigError, PeerError
 from distopt.faults import end_with_parent
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: Config) -> int:
     from distopt.checkpoint.directory import newest
+    from distopt.failures import tell_before_the_group
     from distopt.faults import Stopped, stop_signals
-    from distopt.mistakes import tell_before_the_group
     from distopt.runner import Runner
 
     with stop_signals():
@@ -70,11 +70,22 @@ def _train(config: Config) -> int:
                 then = f"the same command continues from {saved}" if saved else "no checkpoint was saved yet"
                 sys.stderr.write(f"stopped by {stopped}: {then}\n")
             return 128 + stopped.number
+        except PeerError:
+            return follow()
+        except SystemExit as left:
+            fault = RuntimeError(f"exit({left.code!r}) was called in the middle of a run")
+            tell_before_the_group(fault)
+            raise fault from left
+        except Exception as error:
+            tell_before_the_group(error)
+            raise
     return 0
 
 
 if __name__ == "__main__":
-    status = main()
-    # Seen once in many runs: a rank that was done, and did not exit. No node is to be held for that.
-    faulthandler.dump_traceback_later(60, exit=True, file=2)
+    try:
+        status = main()
+    finally:
+        # Seen once in many runs: a rank that was done, and did not exit. No node is to be held for that.
+        faulthandler.dump_traceback_later(60, exit=True, file=2)
     sys.exit(status)

@@ -95,3 +95,29 @@ def test_a_metric_whose_compute_raises_is_named():
 
 def test_a_metric_may_compute_a_plain_number():
     assert run_distributed(compute, 0.5, world=1) == [0.5]
+
+
+class Narrow(nn.Module):
+    """Takes samples of one width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def notes_of_another_width() -> list[str]:
+    batch = MicroBatch({"x": torch.ones(3, 5), "target": torch.ones(3, 1)}, 3)
+    objective = Objective(Narrow(), nn.functional.mse_loss)
+    with pytest.raises(RuntimeError) as caught:
+        Evaluation(objective, [batch], {}, precision="fp32", device=CPU).rehearse()
+    return caught.value.__notes__
+
+
+def test_what_the_model_raises_of_a_first_batch_names_the_validation_data():
+    [note] = run_distributed(notes_of_another_width, world=1)[0]
+    assert note.startswith(
+        "on the first batch of data.val, before training: x: Tensor of shape (3, 5), target"
+    )

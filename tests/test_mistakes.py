@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from distopt import ConfigError
 from distopt.callbacks import Callback, Run
+from distopt.failures import shared_failures
 from distopt.faults import held_signals, stop_signals
-from distopt.mistakes import shared_mistakes
 from tests.components import Windows
 from tests.kit import RankError, run_distributed, run_torchrun
 from tests.runs import status, write_config
@@ -131,7 +131,7 @@ def make_one_of_its_own() -> None:
 def told(by: list[int], others: Callable[[], None] = wait) -> str:
     """What this rank raises where the ranks `by` make a mistake while the others do something else."""
 
-    @shared_mistakes()
+    @shared_failures()
     def run() -> None:
         if dist.get_rank() in by:
             raise mistake()
@@ -179,7 +179,7 @@ def test_the_same_mistake_is_every_rank_s_own():
 
 
 def fault() -> None:
-    with shared_mistakes():
+    with shared_failures():
         raise ZeroDivisionError
 
 
@@ -189,7 +189,7 @@ def test_what_is_no_mistake_passes():
 
 
 def go_on_alone() -> None:
-    with pytest.raises(ConfigError), shared_mistakes():
+    with pytest.raises(ConfigError), shared_failures():
         raise mistake()
     wait()
 

@@ -257,6 +257,10 @@ class Config(Section):
     max_time: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Minutes after which a start saves a checkpoint and ends; the next one continues."""
 
+    hang_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 5.0
+    """Minutes without progress after which the run ends and says which rank is the cause; four times that for
+    the start, the first step, a checkpoint and the end. null: never."""
+
     strategy: Annotated[
         StrategyConfig,
         BeforeValidator(

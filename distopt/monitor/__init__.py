@@ -3,7 +3,7 @@
 from distopt.monitor.console import Console, open_console
 from distopt.monitor.logs import rank_log
 from distopt.monitor.monitor import Monitor
-from distopt.monitor.status import StatusFile, read_status
+from distopt.monitor.status import StatusFile, read_status, record_failure
 from distopt.monitor.throughput import Throughput
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "open_console",
     "rank_log",
     "read_status",
+    "record_failure",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, PeerError
 from distopt.monitor.console import Console
 
 
@@ -43,6 +43,9 @@ def rank_log(directory: Path, rank: int, console: Console) -> Iterator[None]:
         yield
     except ConfigError as error:  # the console has it already
         ours.info("stopped by %s", error)
+        raise
+    except PeerError as error:  # whose traceback is of nothing but a connection that was closed
+        ours.info("%s", error)
         raise
     except Exception as error:
         ours.exception("stopped by %s", type(error).__name__)

@@ -7,12 +7,14 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from distopt.errors import ConfigError
+from distopt.errors import in_one_line
 
 State = Literal["running", "done", "preempted", "failed"]
 
@@ -35,15 +37,7 @@ class StatusFile:
 
     def __init__(self, path: Path, step: int, checkpoint: str | None = None, heartbeat: float = 15.0) -> None:
         self._path = path
-        self._fields: dict[str, Any] = {
-            "state": "running",
-            "step": step,
-            "checkpoint": checkpoint,
-            "reason": None,
-            "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
+        self._fields = _running(step, checkpoint)
         self._lock = threading.Lock()
         self._warned = False
         self._closing = threading.Event()
@@ -87,7 +81,7 @@ class StatusFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._fields["state"] == "running":
-            self.update(state="failed", reason=_reason(error))
+            self.update(state="failed", reason=in_one_line(error))
         self.close()
 
     def _beat(self, seconds: float) -> None:
@@ -95,24 +89,20 @@ class StatusFile:
             self._write()
 
     def _write(self) -> None:
-        draft = self._path.with_name(self._path.name + ".tmp")
         with self._lock:
-            status = {**self._fields, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
-                draft.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-                draft.replace(self._path)
+                _replace(self._path, self._fields)
             except OSError as error:
                 if not self._warned:
                     logger.warning("%s cannot be written, training goes on: %s", self._path, error)
                 self._warned = True
 
 
-def _reason(error: BaseException) -> str:
-    """`TypeError: text` in one line: the last, where what a traceback holds ends in what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A ConfigError begins with what is wrong, and goes on with what would be right.
-    line = lines[:1] if isinstance(error, ConfigError) else lines[-1:]
-    return ": ".join([type(error).__name__, *line])
+def record_failure(path: Path, reason: str) -> None:
+    """Says `failed` for a run whose rank 0 cannot: it hangs, and is about to be ended."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, _running(0, None) | (read_status(path) or {}) | {"state": "failed", "reason": reason})
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
@@ -122,3 +112,22 @@ def read_status(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return status if isinstance(status, dict) else None
+
+
+def _running(step: int, checkpoint: str | None) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "step": step,
+        "checkpoint": checkpoint,
+        "reason": None,
+        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+def _replace(path: Path, fields: Mapping[str, Any]) -> None:
+    status = {**fields, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
