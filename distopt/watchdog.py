@@ -72,6 +72,7 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         # A connection of its own: one that the main thread waits in would be waited for.
         self._store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=30))
+        self._guard()
         self._thread.start()
         return self
 
@@ -107,11 +108,9 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         place = main_thread() if self._idle else Place("", False)
         self._beats += 1
         self._store.set(f"distopt/report/{self._rank}", json.dumps(Report(self._beats, self._mark, place)))
+        self._guard()
         limit = self._limit
-        if limit is None:
-            return None
-        self._guard(limit)
-        if self._idle < limit:
+        if limit is None or self._idle < limit:
             return None
         if self._turn is None:
             self._turn = self._store.add("distopt/judges", 1)
@@ -128,13 +127,15 @@ class Watchdog(AbstractContextManager["Watchdog"]):
     def _limit(self) -> float | None:
         return self._seconds and self._seconds * (_SLOWNESS if self._mark.may_be_slow else 1)
 
-    def _guard(self, limit: float) -> None:
+    def _guard(self) -> None:
         """Has this rank's stacks written should this thread not run, since another holds the GIL."""
+        if self._seconds is None:
+            return
         path = self._logs / f"rank{self._rank}.log"
         if self._log is None and path.exists():
             with suppress(OSError):
                 self._log = path.open("a", encoding="utf-8")
-        faulthandler.dump_traceback_later(limit, file=self._log or 2)
+        faulthandler.dump_traceback_later(self._seconds, file=self._log or 2)
 
     def _reports(self) -> dict[int, Report]:
         found = {}

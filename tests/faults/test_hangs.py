@@ -89,13 +89,14 @@ def test_the_cause_is_named_with_its_place_and_all_stacks_are_written(tmp_path, 
 @pytest.mark.parametrize("how", ["stand_still", "hold_the_gil"])
 def test_a_rank_that_can_say_nothing_is_named_by_another(tmp_path, how):
     rank = 0 if how == "stand_still" else 1
-    _run(tmp_path, rank, how)
+    stderr = _run(tmp_path, rank, how).stderr
     found = status(tmp_path / "run")
     assert found["state"] == "failed"
     assert found["reason"].startswith(f"rank {rank} failed first: silent for 3 s: stopped, or in a call")
     assert "in all_reduce\n" in _stacks(tmp_path, 1 - rank)
     if how == "hold_the_gil":
-        assert "in hold_the_gil" in (tmp_path / "run" / "logs" / "rank1.log").read_text()
+        log = (tmp_path / "run" / "logs" / "rank1.log").read_text()
+        assert "in hold_the_gil" in log + stderr  # the log may be younger than the watchdog's last beat
 
 
 WAITING = Place("distopt/comm.py:1 (reduce)", waits=True, is_ours=True)
