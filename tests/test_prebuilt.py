@@ -241,9 +241,8 @@ def _refusal_of_state_on_one_rank(config: Path) -> str:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_state_on_one_rank_only_is_refused_on_all(tmp_path, strategy):
     messages = run_distributed(_refusal_of_state_on_one_rank, given(tmp_path, strategy=strategy))
-    assert [message[:53] for message in messages] == [
-        "the ranks do not agree on the state of the optimizer "
-    ] * 2
+    told = "the ranks do not agree on the state of the optimizer"
+    assert [told in message for message in messages] == [True, True]
 
 
 def test_a_run_with_a_parameter_frozen_after_the_first_step_resumes(tmp_path):
