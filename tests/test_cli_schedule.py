@@ -230,8 +230,9 @@ def test_curves_of_any_range_can_be_drawn(printed, entry, scale):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_runs_have_a_plot(printed, steps):
-    printed(f"max_steps={steps}", "param_scheduler=[{type: LinearLR, by_epoch: false}]")
+def test_the_shortest_runs_are_shown_with_a_plot_from_two_steps_on(printed, steps):
+    shown = printed(f"max_steps={steps}", "param_scheduler=[{type: LinearLR, by_epoch: false}]")
+    assert ("└" in shown) == (steps > 1)
 
 
 def test_a_long_run_is_looked_at_in_few_places(printed, monkeypatch):
