@@ -36,6 +36,9 @@ class Full(Callback):
         self.first, self.last = first, last
 
     def on_step(self, run: Run) -> None:
+        assert isinstance(run, Runner)
+        if run.step in (self.first, self.last):
+            run.saver.finish(must_succeed=False)  # written, or failed, before the disk changes under it
         filler = run.config.work_dir.with_name("filler")
         if run.world.is_main and run.step == self.first:
             fill(filler)
