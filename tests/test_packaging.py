@@ -62,8 +62,9 @@ def test_the_wheel_holds_the_package_its_types_and_its_license_and_nothing_else(
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f"distopt-{distopt.__version__}.dist-info"
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "distopt").rglob("*.py")}
-    assert {name for name in names if not name.startswith(info)} == {*sources, "distopt/py.typed"}
+    files = (path for path in (ROOT / "distopt").rglob("*") if path.is_file())
+    sources = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {name for name in names if not name.startswith(info)} == sources
     assert f"{info}/licenses/LICENSE" in names
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "schedule": "show how lr and other options move over the run, without training",
     "checkpoints": "list the checkpoints of a run, and verify each",
     "export": "write a checkpoint's weights into one safetensors file",
+    "launch": "print the script or manifest that starts a run: on one node, several, Slurm, Kubernetes",
     "schema": "print the JSON Schema of the config file, for editors",
 }
 """Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""

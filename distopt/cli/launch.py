@@ -1,0 +1,97 @@
+"""`distopt launch`: prints the script or manifest that starts a run on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from distopt.cli.exit import report
+from distopt.errors import ConfigError
+
+DESCRIPTION = "Prints what starts a run: a script, or a manifest. It is checked against the config before."
+EPILOG = """\
+examples
+  distopt launch local cfg.yaml --gpus 8 > run.sh
+  distopt launch slurm cfg.yaml --nodes 4 --gpus 8 --time 24:00:00 --partition gpu > train.sbatch
+  distopt launch kubernetes cfg.yaml --facts cluster.yaml --nodes 4 | kubectl apply -f -
+
+facts
+  Each option is a key of the file given by --facts, too; options win over the file.
+
+exit status
+  0  printed
+  2  the input is wrong: one message says where, what was given and what is allowed
+"""
+_OPTIONS = {
+    "name": "of the job",
+    "nodes": "how many",
+    "gpus": "on each node, and as many ranks; 0: ranks on the CPU",
+    "ranks": "on each node; by default one per GPU, or two without any",
+    "cpus": "of each node, cores",
+    "memory": "of each node: 64G",
+    "time": "limit of one start: minutes, 4:00:00, 2-00:00:00",
+    "partition": "Slurm's partition; the queue of Kubernetes' Kueue",
+    "account": "who pays",
+    "grace": "seconds between the signal to save and the end",
+    "requeues": "how often a job that was stopped or lost is submitted again",
+    "image": "a container image to run in",
+}
+_LISTS = {
+    "mounts": "SOURCE:TARGET, what the container sees; on Kubernetes CLAIM:TARGET",
+    "env": "NAME=VALUE, an environment variable of the ranks",
+    "setup": "a line of shell that runs first on each node",
+}
+_NUMBERS = ("nodes", "gpus", "ranks", "cpus", "grace", "requeues")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(
+        "distopt launch",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("kind", metavar="KIND", help="local, multinode, slurm or kubernetes")
+    parser.add_argument(
+        "config", metavar="cfg.yaml", nargs="?", help="what to train; else the script is told"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="set a key of the config"
+    )
+    parser.add_argument("--facts", type=Path, metavar="FILE", help="YAML with facts of the cluster")
+    for name, text in _OPTIONS.items():
+        parser.add_argument(f"--{name}", type=int if name in _NUMBERS else str, help=text)
+    for name, text in _LISTS.items():
+        parser.add_argument(f"--{name}", action="append", help=f"{text}; may be repeated")
+    args = parser.parse_intermixed_args(argv)
+
+    from distopt.cli.preflight import preflight
+    from distopt.config import load_config
+    from distopt.errors import nearest
+    from distopt.launch import SCRIPTS, read_job, render
+
+    given = {name: getattr(args, name) for name in (*_OPTIONS, *_LISTS) if getattr(args, name) is not None}
+    try:
+        if args.kind not in SCRIPTS:
+            near = nearest(args.kind, SCRIPTS)
+            raise ConfigError("", "no such kind", given=args.kind, allowed=SCRIPTS, suggestion=near)
+        if "env" in given:
+            given["env"] = dict(_variable(text) for text in given["env"])
+        job = read_job(given, args.facts)
+        if args.config:
+            preflight(load_config(args.config, args.overrides), job.world)
+        arguments = [args.config, *args.overrides] if args.config else []
+    except ConfigError as error:
+        return report(error)
+    sys.stdout.write(render(args.kind, job, arguments))
+    return 0
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError("env", "a variable is written NAME=VALUE", given=text, where="--env")
+    return name, value

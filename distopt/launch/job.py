@@ -1,0 +1,96 @@
+"""The facts of a job: what a scheduler has to know, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from distopt.config import Section, validate
+from distopt.config.document import read
+from distopt.config.section import Count, Text
+from distopt.errors import ConfigError
+
+
+class Job(Section):
+    """One set of facts for every kind of script; what one kind has no use for it leaves."""
+
+    name: Text = "distopt"
+    """Of the job."""
+
+    nodes: Count = 1
+    """How many."""
+
+    gpus: Annotated[int, Field(ge=0)] = 8
+    """On each node, and as many ranks. 0: ranks on the CPU, as `ranks` says."""
+
+    ranks: Count | None = None
+    """On each node; by default one per GPU, or two without any."""
+
+    cpus: Count | None = None
+    """Of each node, cores; by default what the scheduler gives."""
+
+    memory: Text | None = None
+    """Of each node, such as 64G; by default what the scheduler gives."""
+
+    time: Text | None = None
+    """Limit of one start, in Slurm's form: minutes, 4:00:00, 2-00:00:00; by default the partition's."""
+
+    partition: Text | None = None
+    """Slurm's partition; the queue of Kubernetes' Kueue."""
+
+    account: Text | None = None
+    """Who pays, where the cluster asks."""
+
+    grace: Count = 300
+    """Seconds between the signal to save and the end."""
+
+    requeues: Annotated[int, Field(ge=0)] = 100
+    """How often a job that was stopped or lost is submitted again."""
+
+    image: Text | None = None
+    """A container image to run in."""
+
+    mounts: list[Text] = Field(default_factory=list)
+    """What the container sees: SOURCE:TARGET; on Kubernetes CLAIM:TARGET of a PersistentVolumeClaim."""
+
+    env: dict[Text, str] = Field(default_factory=dict)
+    """Environment variables of the ranks."""
+
+    setup: list[Text] = Field(default_factory=list)
+    """Lines of shell that run first on the node: `module load cuda`, `source .venv/bin/activate`."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.ranks or self.gpus or 2
+
+    @property
+    def world(self) -> int:
+        """Ranks on all nodes."""
+        return self.nodes * self.ranks_per_node
+
+
+def read_job(given: Mapping[str, Any], file: Path | None = None) -> Job:
+    """The facts that are given on the command line, over those in a file.
+
+    Args:
+        given: Name → value.
+        file: YAML, the same names: what is the same for all jobs of a cluster.
+
+    Raises:
+        ConfigError: An unknown name or a wrong value, with `file:line` or the option.
+    """
+    document = read(file) if file else None
+    before = document.data if document else {}
+    try:
+        return validate(Job, {**before, **given})
+    except ConfigError as error:
+        for single in (error, *error.others):
+            name = single.key.partition(".")[0]
+            if name in given:
+                single.where = f"--{name}"
+        if document:
+            error.located(document.positions.locate)
+        raise
