@@ -18,6 +18,7 @@ from distopt.means import Means
 from distopt.objective import Objective, Outcome, scalars
 from distopt.rehearsal import Habits, rehearse
 from distopt.skips import Skips
+from distopt.stopwatch import Stopwatch
 
 
 class Taken(NamedTuple):
@@ -29,6 +30,10 @@ class Taken(NamedTuple):
     """Of the gradient of all ranks, before clipping."""
     group_norms: Tensor | None = None
     """The same of each of the optimizer's groups: (groups,)."""
+    param_norms: Tensor | None = None
+    """Of each group's parameters, before the step: (groups,)."""
+    update_norms: Tensor | None = None
+    """Of what the step added to them."""
     left_out: Tensor | bool = False
     """Whether the step was left out, as `Skips.judge` says it; known whether measured or not."""
 
@@ -46,6 +51,8 @@ class GradientStep:
             underflow, and a step whose gradients overflow is left out.
         clip: None for no clipping.
         max_skipped: See `Skips`.
+        measures_updates: Whether a measured step finds the norms of parameters and updates, for which it
+            takes a copy of this rank's parameters.
         device: This rank's own.
     """
 
@@ -57,6 +64,7 @@ class GradientStep:
         precision: parallel.Precision,
         clip: ClipGradConfig | None,
         max_skipped: int = 0,
+        measures_updates: bool = False,
         device: torch.device,
     ) -> None:
         self.objective = objective
@@ -66,6 +74,7 @@ class GradientStep:
         self._clip_config = clip
         self._device = device
         self._max_skipped = max_skipped
+        self._measures_updates = measures_updates
         self._world = dist.get_world_size()
         self._is_fused = fused.is_fused(optimizer) and not self.scaler.is_enabled()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -91,23 +100,25 @@ class GradientStep:
         )
         return self._habits
 
-    def take(self, step: Step, measure: bool) -> Taken:
+    def take(self, step: Step, watch: Stopwatch | None = None) -> Taken:
         """Takes a step, and leaves no gradients.
 
         Args:
             step: This rank's micro-batches of a global batch; equally many on every rank.
-            measure: Whether to find out what `Taken` tells.
+            watch: Times its parts. Where there is one, what `Taken` tells is found out as well.
 
         Raises:
             ConfigError: The model does not return what it did at first, or uses fewer parameters than DDP
                 waits for.
         """
-        means = Means(self._device, self._habits.numbers) if measure else None
+        mark = watch.mark if watch else _no_mark
+        means = Means(self._device, self._habits.numbers) if watch else None
         model = self.objective.model
         items: Tensor | float = 0
         shares: list[Tensor] = []
         self.skips.begin()
         for i, (batch, samples, _) in enumerate(step.micro_batches):
+            mark("forward")
             is_last = i == len(step.micro_batches) - 1
             # A dummy is normalised like any batch, but its statistics are nobody's.
             buffers = nullcontext() if samples else parallel.preserved_buffers(model)
@@ -116,26 +127,36 @@ class GradientStep:
                     outcome = self.objective(batch)
                     weight = self._weight(outcome, samples)
                     share = self._share(outcome.loss, weight, step.samples)
+                mark("backward")
                 self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             items = items + weight
             shares.append(share.detach())
             if means is not None:
                 means.add(scalars(outcome), weight)
+        mark("norms")
         parallel.check_exchanged(model)
         self.scaler.unscale_(self.optimizer)
         if self._habits.counts_items:
             self._divide_by_items(items, step.samples)
-        found = self._norms(measure)
+        found = self._norms(measure=watch is not None)
         norm = None if found is None else norms.total_norm(found)
         left_out = self.skips.judge(norm)
-        if (measure or isinstance(left_out, bool)) and left_out:
+        if (watch or isinstance(left_out, bool)) and left_out:
             self.skips.note(step.micro_batches, shares)
+        groups = self.optimizer.param_groups
+        before = norms.copied(groups) if watch and self._measures_updates else None
         if left_out is not True:
-            self._step(left_out, divisor=self._clip(found, norm))
+            divisor = self._clip(found, norm)
+            mark("optimizer")
+            self._step(left_out, divisor)
+        mark("other")
         self.skips.count(left_out)
         for parameter in self._parameters:  # as zero_grad does, in a tenth of its time
             parameter.grad = None
-        return Taken(means, norm, found, left_out) if measure else Taken(left_out=left_out)
+        if watch is None:
+            return Taken(left_out=left_out)
+        of_params, of_updates = (None, None) if before is None else norms.norms_and_updates(groups, before)
+        return Taken(means, norm, found, of_params, of_updates, left_out)
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
         """The items of a micro-batch; a dummy has none."""
@@ -197,6 +218,10 @@ class GradientStep:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+
+
+def _no_mark(part: str) -> None:
+    """Of a step that is not timed."""
 
 
 def _unless_bad(loss: Tensor, factor: Tensor | float) -> Tensor | float:

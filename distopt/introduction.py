@@ -44,11 +44,15 @@ def introduce(runner: Runner) -> None:
 
 def _facts(runner: Runner) -> Mapping[str, str]:
     """What will be trained, how and where."""
-    config, layout, world = runner.config, runner.layout, runner.world
+    config, layout, world = runner.config, runner.prepared.layout, runner.world
     launched = "" if world.launched else " (started without torchrun)"
     backend = "nccl" if runner.device.type == "cuda" else "gloo"
-    samples = length(runner.train_data)
-    epochs = f" ({runner.max_steps / runner.steps_per_epoch:.3g} epochs)" if runner.steps_per_epoch else ""
+    samples = length(runner.prepared.train_data)
+    epochs = (
+        f" ({runner.max_steps / runner.prepared.steps_per_epoch:.3g} epochs)"
+        if runner.prepared.steps_per_epoch
+        else ""
+    )
     checkpoint = runner.start.checkpoint
     return {
         "model": f"{names.module_type(runner.model).__name__}, {_parameters(runner.model)}",

@@ -19,7 +19,8 @@ class Reduced(NamedTuple):
     """Name → mean; no number where nothing was counted."""
     weight: float
     """How many items."""
-    facts: list[float]
+    facts: Tensor
+    """What each rank had to say beside them, of shape (ranks, facts), fp64 on the CPU."""
 
 
 class Means:
@@ -57,11 +58,11 @@ class Means:
         self._weight = self._weight + weights
 
     def reduce(self, *facts: float) -> Reduced:
-        """The means over all ranks, and the sum of each of `facts`, in one collective."""
-        packed = comm.sum_over_ranks([self._weight, *self._sums.values(), *facts], self._device)
-        weight, sums, totals = packed[0], packed[1 : 1 + len(self._sums)], packed[1 + len(self._sums) :]
+        """The means over all ranks, and every rank's `facts`, in one collective."""
+        everyones = comm.gather_numbers([self._weight, *self._sums.values(), *facts], self._device)
+        weight, *sums = everyones[:, : 1 + len(self._sums)].sum(0).tolist()
         means = (value / weight if weight else float("nan") for value in sums)
-        return Reduced(dict(zip(self._sums, means, strict=True)), weight, totals)
+        return Reduced(dict(zip(self._sums, means, strict=True)), weight, everyones[:, 1 + len(sums) :])
 
     @property
     def names(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Norms of gradients that may be sharded, from each rank's shards, by one small collective."""
+"""Norms of what may be sharded, from each rank's shards, by one small collective."""
 
 from __future__ import annotations
 
@@ -25,26 +25,69 @@ def group_norms(groups: Groups) -> Tensor:
     Returns:
         Of shape (groups,); 0 where no parameter of a group has a gradient.
     """
+    return _norms_by_group(groups, [[p.grad for group in groups for p in group["params"]]])[0]
+
+
+@torch.no_grad()
+def copied(groups: Groups) -> list[Tensor]:
+    """This rank's part of all parameters, as they are now."""
+    return list(torch._foreach_clone(_local_parameters(groups)))
+
+
+@torch.no_grad()
+def norms_and_updates(groups: Groups, before: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The norm of each group's parameters before a step, and of what the step added; every rank calls it.
+
+    Both in one pass and one collective, as `group_norms`.
+
+    Args:
+        groups: After the step.
+        before: From `copied`; used up.
+
+    Returns:
+        Two of shape (groups,).
+    """
+    updates = torch._foreach_sub(_local_parameters(groups), before)
+    found = _norms_by_group(groups, [before, list(updates)])
+    return found[0], found[1]
+
+
+def _local_parameters(groups: Groups) -> list[Tensor]:
+    params = (p for group in groups for p in group["params"])
+    return [p.to_local() if isinstance(p, DTensor) else p for p in params]
+
+
+def _norms_by_group(groups: Groups, rows: Sequence[Sequence[Tensor | None]]) -> Tensor:
+    """Norms of tensors that belong to parameters, or are this rank's part of such.
+
+    Args:
+        groups: Whose parameters they belong to.
+        rows: Each has one for each parameter, in the order of the groups.
+
+    Returns:
+        Of shape (rows, groups).
+    """
+    owners = [(i, param) for i, group in enumerate(groups) for param in group["params"]]
     by_ranks: dict[tuple[dist.ProcessGroup, ...], list[list[Tensor]]] = {}
     by_layout: dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[list[Tensor]]] = {}
-    for i, group in enumerate(groups):
-        for param in group["params"]:
-            grad = param.grad
+    for row, tensors in enumerate(rows):
+        for (i, param), tensor in zip(owners, tensors, strict=True):
             # Without a gradient here, too: other ranks may have one, and the collectives are to be the same.
-            like = param if grad is None else grad
+            like = tensor if isinstance(tensor, DTensor) else param
             layout = (like.device_mesh, like.placements) if isinstance(like, DTensor) else None
             if layout not in by_layout:
                 ranks = _sharded_among(*layout) if layout else ()
-                by_layout[layout] = by_ranks.setdefault(ranks, [[] for _ in groups])
-            if grad is not None:
-                by_layout[layout][i].append(_summed(grad).to_local() if layout else grad)
-    cells = [cell for by_group in by_ranks.values() for cell in by_group]
-    norms = _norms([grad for cell in cells for grad in cell], like=groups[0]["params"][0])
+                by_layout[layout] = by_ranks.setdefault(ranks, [[] for _ in range(len(rows) * len(groups))])
+            if tensor is not None:
+                local = _summed(tensor).to_local() if isinstance(tensor, DTensor) else tensor
+                by_layout[layout][row * len(groups) + i].append(local)
+    cells = [cell for by_cell in by_ranks.values() for cell in by_cell]
+    norms = _norms([tensor for cell in cells for tensor in cell], like=groups[0]["params"][0])
     of_cells = torch._foreach_norm(norms.split_with_sizes([len(cell) for cell in cells]))
-    squares = torch.stack(of_cells).square().view(len(by_ranks), len(groups))
-    for row, ranks in zip(squares, by_ranks, strict=True):
+    squares = torch.stack(of_cells).square().view(len(by_ranks), len(rows), len(groups))
+    for of_ranks, ranks in zip(squares, by_ranks, strict=True):
         for process_group in ranks:
-            dist.all_reduce(row, group=process_group)
+            dist.all_reduce(of_ranks, group=process_group)
     return squares.sum(0).sqrt()
 
 

@@ -12,13 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from distopt import comm, norms, parallel, parts
+from distopt import comm, flops, norms, parallel
 from distopt.callbacks import BestValues, Callback, Callbacks, check_comparable
 from distopt.checkpoint import resume
 from distopt.checkpoint.verify import verified
 from distopt.claim import Claim
-from distopt.config import Config, batch_layout
-from distopt.data import EvalLoader, TrainLoader, length
+from distopt.config import Config
+from distopt.data import length
 from distopt.ema import Ema
 from distopt.errors import ConfigError, listed
 from distopt.evaluation import Evaluation
@@ -28,15 +28,18 @@ from distopt.gradients import GradientStep, Taken
 from distopt.inheritance import inherit
 from distopt.interruption import Interruption
 from distopt.introduction import introduce
+from distopt.measurement import Measurement
 from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
+from distopt.preparation import Given, prepare
 from distopt.progress import Progress
 from distopt.recording import Recording
 from distopt.run_state import RunState
 from distopt.saving import Saver
 from distopt.schedule import build_schedule
-from distopt.seeding import make_deterministic, seed_everything
+from distopt.seeding import seed_everything
+from distopt.stopwatch import Stopwatch
 from distopt.watchdog import Watchdog, collective_timeout
 
 
@@ -78,7 +81,7 @@ class Runner:
         self._best_values = BestValues()
         self.epoch = 0  # of the step last taken
         self.evaluated = True  # what was to be evaluated at the current step
-        self._given = model, optimizer, loss, train_data, val_data, callbacks
+        self._given = Given(model, optimizer, loss, train_data, val_data, callbacks)
 
     def train(self) -> None:
         """Trains to the end of the run, from wherever its directory says that it stands.
@@ -121,63 +124,22 @@ class Runner:
         self._stop_reason = reason
 
     def _prepare(self) -> None:
-        """Model, plan, data: all that needs no other process, so that mistakes are found before one waits."""
-        config = self.config
-        self.layout = batch_layout(config, self.world.size)
+        parts = self.prepared = prepare(self.config, self._given, self.world, self.device, self.start)
         self.step = self.start.step  # optimizer steps done
-        if config.deterministic:
-            make_deterministic()
-        seed_everything(config.seed)
-        parallel.set_matmul_precision(config.precision)
-        model, optimizer, loss, train_data, val_data, callbacks = self._given
-        self.model = parts.model(config, model)
-        if not self.model.training:  # as `from_pretrained` leaves it; single modules may be frozen in theirs
-            self.model.train()
-        self.loss = loss or parts.loss(config)
-        self.groups = parts.groups(config, self.model, optimizer)
-        self.plan = self.groups.plan
-        if not config.strategy.shards:  # else when it is sharded
-            seed_everything(config.seed)
-            parallel.materialize(self.model)
-        self.train_data = parts.train_dataset(config, train_data)
-        self.val_data = parts.val_dataset(config, val_data)
-        self._open_data()
-        self.max_steps = config.max_steps or (self.steps_per_epoch or 0) * (config.max_epochs or 0)
-        if self.start.step > self.max_steps:
-            problem = f"{self.start.checkpoint} is further than that already, at step {self.start.step}"
-            raise ConfigError("max_steps", problem, given=self.max_steps)
-        # A trial of both, without weights or a world: what they refuse is found here.
-        build_schedule(self.groups.trial(), config.param_scheduler, self.steps_per_epoch, self.max_steps)
-        self._metrics = parts.metrics(config, self.device)
-        self.callbacks = Callbacks({"": self._best_values} | parts.callbacks(config, callbacks))
-
-    def _open_data(self) -> None:
-        """The loaders, and a first batch of each for the model's signature."""
-        config = self.config
-        loading: dict[str, Any] = {
-            "rank": self.world.rank,
-            "num_workers": config.data.num_workers,
-            "device": self.device,
-            "collate": parts.collate(config),
-        }
-        self.batches = TrainLoader(
-            self.train_data, self.layout, seed=config.seed, drop_last=config.data.drop_last, **loading
-        )
-        if self.val_data is not None:
-            self.eval_batches = EvalLoader(self.val_data, self.layout, **loading)
-        self.steps_per_epoch = self.batches.steps_per_epoch
-        objective = Objective(self.model, self.loss)
-        objective.check(self.batches.first_batch())
-        if config.eval:
-            objective.check(self.eval_batches.first_batch(), key="data.val")
+        self.model, self.loss = parts.model, parts.loss
+        self.groups, self.plan = parts.groups, parts.groups.plan
+        self.batches, self.max_steps = parts.batches, parts.max_steps
+        self.callbacks = Callbacks({"": self._best_values} | parts.callbacks)
 
     def _assemble(self) -> None:
         """Wrap, bind, schedule, resume: in this order, since each reads what the one before made."""
         config = self.config
         comm.agree(
             {
-                "number of training samples": str(length(self.train_data)),
-                "number of validation samples": str(self.val_data is not None and length(self.val_data)),
+                "number of training samples": str(length(self.prepared.train_data)),
+                "number of validation samples": str(
+                    self.prepared.val_data is not None and length(self.prepared.val_data)
+                ),
                 "checkpoint to start from": str(self.start.checkpoint),
                 "length of the run": str(self.max_steps),
                 "state of the optimizer": self.groups.state_summary(),
@@ -208,7 +170,7 @@ class Runner:
         self.objective = Objective(self.wrapped, self.loss)
         self.optimizer = self.groups.bind(self.wrapped)
         self.schedule = build_schedule(
-            self.optimizer, config.param_scheduler, self.steps_per_epoch, self.max_steps
+            self.optimizer, config.param_scheduler, self.prepared.steps_per_epoch, self.max_steps
         )
         self.gradient_step = GradientStep(
             self.objective,
@@ -216,16 +178,17 @@ class Runner:
             precision=config.precision,
             clip=config.clip_grad,
             max_skipped=config.max_skipped,
+            measures_updates=config.log.measures_updates,
             device=self.device,
         )
         self.ema = Ema(self.wrapped, config.ema) if config.ema else None
         # What evaluation yields: name → whether higher is better.
         self.metrics: Mapping[str, bool | None] = {}
-        if config.eval:
+        if config.eval and self.prepared.eval_batches:
             self.evaluation = Evaluation(
                 self.objective,
-                self.eval_batches,
-                self._metrics,
+                self.prepared.eval_batches,
+                self.prepared.metrics,
                 precision=config.precision,
                 device=self.device,
                 ema=self.ema if config.ema and config.ema.evaluate else None,
@@ -269,8 +232,16 @@ class Runner:
 
     def _loop(self) -> None:
         config, first = self.config, self.step + 1
-        tokens_per_sample = getattr(self.train_data, "tokens_per_sample", None)
-        self.throughput = Throughput(self.step, self.layout.batch_size, tokens_per_sample)
+        self.throughput = Throughput(
+            self.step,
+            self.prepared.layout.batch_size,
+            getattr(self.prepared.train_data, "tokens_per_sample", None),
+            flops_per_sample=self.prepared.flops_per_sample,
+            world=self.world.size,
+            peak=flops.peak(self.device, config.precision),
+        )
+        self.measurement = Measurement(config, self.optimizer, self.throughput, self.device)
+        steps = self.throughput.waiting(self.steps)
         if not self.evaluated:
             self._evaluate()
         while self.step < self.max_steps and not self._stopping:
@@ -280,13 +251,14 @@ class Runner:
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.progress.mark(self.step + 1, "step")
             self.schedule.apply(self.step)
-            taken = self.gradient_step.take(next(self.steps), measure=logs)
+            watch = Stopwatch(self.device, "data") if logs else None
+            taken = self.gradient_step.take(next(steps), watch)
             if self.ema:
                 self.ema.update(unless=taken.left_out)
             self.step, self.epoch = self.step + 1, self.batches.epoch
             self.callbacks.on_step(self)
-            if logs:
-                self._log(taken)
+            if watch:
+                self._log(taken, watch)
             if config.eval and self._due(config.eval.every, self.step):
                 self._evaluate()
             is_due = self._overdue or self._is_best or self._due(config.checkpoint.every, self.step)
@@ -319,28 +291,19 @@ class Runner:
     def _due(self, every: int | None, step: int) -> bool:
         return self._stopping or step == self.max_steps or (every is not None and step % every == 0)
 
-    def _log(self, taken: Taken) -> None:
+    def _log(self, taken: Taken, watch: Stopwatch) -> None:
         """Records the step just done, with the values that it used."""
+        watch.mark("end")
         assert taken.means is not None
-        means, items, [stops, written, overdue, seconds] = taken.means.reduce(
+        means, items, everyones = taken.means.reduce(
             self._stop_reason is not None,
             self.saver.is_written,
             self.world.is_main and self.saver.is_overdue,
-            self.throughput.step_time if self.world.is_main else 0.0,
+            *self.measurement.own(watch),
         )
-        self.interruption.pace(seconds)
-        loss, groups = means.pop("loss"), self.optimizer.param_groups
-        row = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "loss": loss,
-            "lr": {g["name"]: float(g["lr"]) for g in groups if g.get("lr") is not None},
-            "weight_decay": {g["name"]: g["weight_decay"] for g in groups if "weight_decay" in g},
-            "grad_norm": None if taken.grad_norm is None else float(taken.grad_norm),
-            "perf": self.throughput.measure(self.step),
-        }
-        if means:
-            row["train"] = means
+        stops, written, overdue = everyones[:, :3].sum(0).tolist()
+        row = self.measurement.row(self.step, self.epoch, means, taken, watch, everyones[:, 3:])
+        self.interruption.pace(self.measurement.pace)
         if self.config.precision == "fp16":
             row["loss_scale"] = self.gradient_step.scaler.get_scale()
         row |= self.gradient_step.skips.report(self.step)
@@ -348,8 +311,8 @@ class Runner:
         self.recording.log(row)
         if written == self.world.size:
             self.saver.finish(must_succeed=False)
-        if items and not math.isfinite(loss) and not self.config.max_skipped:
-            raise FloatingPointError(f"the loss of step {self.step} is {loss}")
+        if items and not math.isfinite(row["loss"]) and not self.config.max_skipped:
+            raise FloatingPointError(f"the loss of step {self.step} is {row['loss']}")
         self._stopping |= stops > 0
         self._overdue = overdue > 0
 
@@ -383,11 +346,13 @@ class Runner:
 
     def _saved(self, checkpoint: Path, seconds: float) -> None:
         self.recording.saved(checkpoint, seconds)
+        times = {"seconds": seconds, "held": self.saver.held}
+        self.recording.log({"step": self.step, "epoch": self.epoch, "checkpoint": times})
         self.callbacks.on_save(self, checkpoint)
 
     def _record(self) -> Recording:
         """The run directory, opened for writing."""
-        baselines = getattr(self.val_data, "baselines", None) if self.world.is_main else None
+        baselines = getattr(self.prepared.val_data, "baselines", None) if self.world.is_main else None
         return Recording(
             self.config,
             self.plan,

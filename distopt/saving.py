@@ -48,6 +48,8 @@ class Saver:
     ) -> None:
         self.begun: int | None = None
         """The step whose checkpoint was begun last."""
+        self.held = 0.0
+        """Seconds that the training has waited for it."""
         self._config, self._world = config, world
         self._on_saved = on_saved
         self._writer = Writer(asynchronous=config.checkpoint.asynchronous, device=device)
@@ -76,6 +78,7 @@ class Saver:
         self.finish(must_succeed=must_succeed)
         self.begun, self._last, self._is_best = step, time.monotonic(), is_best
         self._writer.begin(directory.step_directory(self._config.work_dir, step), snapshot)
+        self.held = time.monotonic() - self._last
         if must_succeed or not self._config.checkpoint.asynchronous:
             self.finish(must_succeed=must_succeed)
 
@@ -87,7 +90,9 @@ class Saver:
                 full disk is no reason to end the training.
         """
         try:
+            began = time.monotonic()
             path = self._writer.finish()
+            self.held += time.monotonic() - began
         except OSError as error:
             if must_succeed:
                 raise

@@ -15,6 +15,7 @@ from distopt.config import ClipGradConfig, StrategyConfig
 from distopt.data import MicroBatch, Step
 from distopt.gradients import GradientStep
 from distopt.objective import Objective
+from distopt.stopwatch import Stopwatch
 from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def take(layout: list, strategy: str, counts: Any = None, precision: str = "fp32
     ]
     whole = Step(micro_batches, samples)
     step.rehearse(whole)
-    taken = step.take(whole, measure=True)
+    taken = step.take(whole, Stopwatch(CPU, "data"))
     means = taken.means.reduce().values
     after = {name: full(p) for name, p in model.named_parameters()}
     return {name: before[name] - after[name] for name in before}, means, float(full(taken.grad_norm))
@@ -153,7 +154,7 @@ def take_with_two_optimizers(strategy: str, max_norm: float) -> tuple[list[float
     rows = EVEN[dist.get_rank()][0]
     batch = Step([MicroBatch((ROWS[list(rows)], MASK[list(rows)]), len(rows))], 12)
     step.rehearse(batch)
-    taken = step.take(batch, measure=True)
+    taken = step.take(batch, Stopwatch(CPU, "data"))
     moved = {name: before[name] - full(p) for name, p in model.named_parameters()}
     moves = [[moved[name].flatten() for name in group["param_names"]] for group in optimizer.param_groups]
     return [torch.cat(m).norm().item() for m in moves], taken.group_norms.tolist(), taken.grad_norm.item()
@@ -192,7 +193,7 @@ def overflow(strategy: str) -> tuple[bool, float]:
     rows = ROWS[:2] * (1e30 if dist.get_rank() == 1 else 1)
     batch = Step([MicroBatch((rows, MASK[:2]), 2)], 4)
     step.rehearse(batch)
-    step.take(batch, measure=False)
+    step.take(batch)
     after = [full(p) for p in model.parameters()]
     return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), step.scaler.get_scale()
 
@@ -209,10 +210,10 @@ def forget_once() -> str:
     step = GradientStep(Objective(wrapped), optimizer, precision="fp32", clip=None, device=CPU)
     batch = Step([MicroBatch((ROWS[:2], MASK[:2]), 2)], 4)
     step.rehearse(batch)
-    step.take(batch, measure=False)
+    step.take(batch)
     model.counts = None
     with pytest.raises(ConfigError) as caught:
-        step.take(batch, measure=False)
+        step.take(batch)
     return caught.value.problem
 
 
@@ -231,7 +232,7 @@ def clipped_by_a_fused_optimizer(strategy: str) -> dict[str, Tensor]:
     batch = Step([MicroBatch((ROWS[rows], MASK[rows]), 6)], 12)
     step.rehearse(batch)
     for _ in range(2):
-        step.take(batch, measure=False)
+        step.take(batch)
     return {name: full(optimizer.state[p]["exp_avg"]) for name, p in model.named_parameters()}
 
 

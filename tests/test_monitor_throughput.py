@@ -30,6 +30,8 @@ def test_rates_are_those_since_the_last_measurement(clock: Clock) -> None:
         "step_time": 0.5,
         "samples_per_second": 128.0,
         "tokens_per_second": 1280.0,
+        "tokens_per_second_per_rank": 1280.0,
+        "data_wait": 0.0,
     }
 
 

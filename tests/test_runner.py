@@ -233,7 +233,7 @@ def test_parts_may_be_given_from_python(tmp_path):
         config, model=ByteGPT(context=8, width=8, depth=1, heads=1), train_data=Windows(length=32)
     )
     runner.train()
-    assert runner.steps_per_epoch == 2
+    assert runner.prepared.steps_per_epoch == 2
     assert status(tmp_path / "run")["state"] == "done"
 
 

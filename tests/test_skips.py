@@ -65,7 +65,7 @@ def after_steps(steps: list[tuple[int, str]], strategy: str, optimizer: str, on_
     step.rehearse(batch(0, ""))
     step.skips.asks = not on_device  # as for a GPU, on the CPU
     for each in steps:
-        step.take(batch(*each), measure=False)
+        step.take(batch(*each))
     state = [value for of_one in stepped.state.values() for value in of_one.values()]
     return [whole(value) for value in (*model.state_dict().values(), *state) if value.is_floating_point()]
 

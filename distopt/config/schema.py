@@ -7,7 +7,7 @@ argument?) are held by those who build the component.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
@@ -164,11 +164,22 @@ class CheckpointConfig(Section):
     """Train on while a checkpoint is written; takes memory for one copy of the state."""
 
 
+GroupQuantity = Literal["lr", "weight_decay", "momentum", "grad_norm", "param_norm", "update_ratio"]
+
+
 class LogConfig(Section):
     """The `log` section."""
 
     every: Count = 10
     """Optimizer steps between rows of metrics."""
+
+    per_group: list[GroupQuantity] = Field(default_factory=lambda: list(get_args(GroupQuantity)))
+    """What each row has of every group. param_norm and update_ratio (the norm of what a step adds, over that
+    of the parameters) take a copy of this rank's parameters in a logged step."""
+
+    @property
+    def measures_updates(self) -> bool:
+        return not {"param_norm", "update_ratio"}.isdisjoint(self.per_group)
 
 
 def _with_home(value: Any) -> Any:

@@ -42,6 +42,8 @@ class Progress:
     def log(self, row: Mapping[str, Any]) -> None:
         if "eval" in row:
             self._console.print("  ".join(self._evaluation(row)), soft_wrap=True)
+        elif "loss" not in row:
+            return
         elif self._rewrites:
             self._rewrite(_one_line(self._training(row), self._console.width))
         else:

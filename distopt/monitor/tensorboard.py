@@ -13,7 +13,7 @@ from typing import Any
 from distopt.monitor.groups import COLUMNS, group_rows
 from distopt.monitor.units import count, percent
 
-_SECTIONS = {"weight_decay": "wd"}
+_SECTIONS = {"weight_decay": "wd", "grad_norms": "grad_norm"}
 """Rows spell out what is short on TensorBoard."""
 _SINGLE = {
     "loss": "loss/train",
@@ -21,7 +21,7 @@ _SINGLE = {
     "loss_scale": "loss/scale",
     "skipped": "loss/skipped",
 }
-_PER_GROUP = ("lr", "wd", "momentum")
+_PER_GROUP = ("lr", "wd", "momentum", "grad_norm", "param_norm", "update_ratio")
 _LINES_PER_CHART = 8
 """All lines of a run have one colour and differ by their markers only: more are not told apart."""
 
@@ -102,7 +102,8 @@ def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """The Custom Scalars page: both losses in one chart, and each quantity of all groups."""
     optimizer: dict[str, list[Any]] = {}
     for section in _PER_GROUP:
-        lines = [f"^{re.escape(tag)}$" for tag in tags if tag.startswith(f"{section}/")]
+        of_groups = (tag for tag in tags if tag.startswith(f"{section}/") and tag != "grad_norm/all")
+        lines = [f"^{re.escape(tag)}$" for tag in of_groups]
         parts = [lines[i : i + _LINES_PER_CHART] for i in range(0, len(lines), _LINES_PER_CHART)]
         for number, part in enumerate(parts, start=1):
             title = section if len(parts) == 1 else f"{section} ({number} of {len(parts)})"

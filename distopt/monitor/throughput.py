@@ -1,10 +1,13 @@
-"""How fast the run is: time per optimizer step, samples and tokens per second."""
+"""How fast the run is: time per optimizer step, samples and tokens per second, and the wait for data."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Throughput:
@@ -16,6 +19,9 @@ class Throughput:
         step: Optimizer steps done so far. Time counts from here on.
         samples_per_step: The global batch size.
         tokens_per_sample: Where the dataset says so.
+        flops_per_sample: Where they are known, of forward and backward.
+        world: Ranks.
+        peak: FLOP/s of one rank's device, where they are known.
         clock: Seconds from any fixed point.
     """
 
@@ -24,33 +30,64 @@ class Throughput:
         step: int,
         samples_per_step: int,
         tokens_per_sample: int | None = None,
+        flops_per_sample: float | None = None,
+        world: int = 1,
+        peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._samples_per_step = samples_per_step
         self._tokens_per_sample = tokens_per_sample
+        self._flops_per_sample = flops_per_sample
+        self._world, self._peak = world, peak
         self._clock = clock
+        self._waited = 0.0
         self._step = step
         self._since = clock()
         self.step_time = 0.0
         """Seconds per step, as measured last."""
 
-    def measure(self, step: int) -> dict[str, float]:
+    def waiting(self, steps: Iterator[T]) -> Iterator[T]:
+        """The same steps, with the wait for each counted as one for data."""
+        while True:
+            began = self._clock()
+            step = next(steps, None)
+            self._waited += self._clock() - began
+            if step is None:
+                return
+            yield step
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this rank has waited for data since the last `measure`."""
+        return self._waited
+
+    def measure(self, step: int, waited: float = 0.0) -> dict[str, float]:
         """The rates since the last call.
 
         Args:
             step: Optimizer steps done; greater than at the last call.
+            waited: `waited` of the rank that waited longest.
 
         Returns:
-            `step_time` (seconds per step), `samples_per_second` and, where known, `tokens_per_second`:
-            a row's `perf`.
+            A row's `perf`: `step_time` (seconds per step), `samples_per_second` and, where known,
+            `tokens_per_second` of all ranks and of one, `tflops_per_rank` and `mfu`, its share of the
+            device's peak; `data_wait`, the share of the time in which a rank waited for data.
         """
         now = self._clock()
-        self.step_time = step_time = (now - self._since) / (step - self._step)
-        self._step, self._since = step, now
-        rates = {"step_time": step_time, "samples_per_second": self._samples_per_step / step_time}
+        elapsed = now - self._since
+        self.step_time = step_time = elapsed / (step - self._step)
+        self._step, self._since, self._waited = step, now, 0.0
+        samples = self._samples_per_step / step_time
+        rates = {"step_time": step_time, "samples_per_second": samples}
         if self._tokens_per_sample is not None:
-            rates["tokens_per_second"] = rates["samples_per_second"] * self._tokens_per_sample
-        return rates
+            tokens = samples * self._tokens_per_sample
+            rates |= {"tokens_per_second": tokens, "tokens_per_second_per_rank": tokens / self._world}
+        if self._flops_per_sample is not None:
+            flops = samples * self._flops_per_sample / self._world
+            rates["tflops_per_rank"] = flops / 1e12
+            if self._peak is not None:
+                rates["mfu"] = flops / self._peak
+        return {**rates, "data_wait": min(1.0, waited / elapsed)}
 
     @contextmanager
     def pause(self) -> Iterator[None]:

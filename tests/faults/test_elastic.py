@@ -76,7 +76,7 @@ class NotingRunner(Runner):
 def _train(path: Path) -> Trained:
     runner = NotingRunner(load_config(path))
     runner.train()
-    return Trained(whole(runner.model), runner.samples, runner.layout.accumulation)
+    return Trained(whole(runner.model), runner.samples, runner.prepared.layout.accumulation)
 
 
 def _run(folder: Path, world: int, strategy: str, max_steps: int = STEPS) -> Trained:

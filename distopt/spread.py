@@ -1,0 +1,70 @@
+"""The rank that holds up the others, found by what each does alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_TOO_MUCH: Final = 0.3
+"""Of a step's time, beyond the median of all ranks."""
+_PATIENCE: Final = 10
+"""Logged steps in a row, with the same rank the slowest."""
+
+
+class Spread:
+    """Watches how long each rank takes where it waits for no other, and tells once of one that is slow.
+
+    The time of a whole step says nothing: every rank waits for the slowest.
+
+    Args:
+        hosts: By rank.
+        parts: Of a step: what `observe` is told the times of.
+    """
+
+    def __init__(self, hosts: Sequence[str], parts: Sequence[str]) -> None:
+        self._hosts, self._parts = hosts, parts
+        self._suspect, self._seen = -1, 0
+
+    def observe(self, times: Tensor, step_time: float) -> dict[str, float]:
+        """Takes note of one step.
+
+        Args:
+            times: Seconds, of shape (ranks, parts).
+            step_time: Seconds that the whole step takes.
+
+        Returns:
+            The times of the slowest and the fastest rank, in seconds, and which they are.
+        """
+        totals = times.sum(1)
+        slowest, fastest = int(totals.argmax()), int(totals.argmin())
+        if totals[slowest] - totals.median() < _TOO_MUCH * step_time:
+            self._suspect = -1
+        elif slowest == self._suspect:
+            self._seen += 1
+        else:
+            self._suspect, self._seen = slowest, 1
+        if slowest == self._suspect and self._seen == _PATIENCE:
+            self._tell(slowest, times)
+        return {
+            "slowest": totals[slowest].item(),
+            "fastest": totals[fastest].item(),
+            "slowest_rank": slowest,
+            "fastest_rank": fastest,
+        }
+
+    def _tell(self, rank: int, times: Tensor) -> None:
+        own, usual = times[rank], times.median(0).values
+        worst = int((own - usual).argmax())
+        logger.warning(
+            "rank %d (%s) holds up the others: %s takes it %.3g s a step, and %.3g s the median rank",
+            rank,
+            self._hosts[rank],
+            self._parts[worst],
+            own[worst],
+            usual[worst],
+        )
