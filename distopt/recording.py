@@ -62,8 +62,14 @@ class Recording(AbstractContextManager["Recording"]):
             if self._world.is_main:
                 _replace(work_dir / "config.yaml", config.to_yaml())
                 _replace(work_dir / "plan.json", self._plan.to_json())
-                status = StatusFile(work_dir / "status.json", self._step, self._relative(self._checkpoint))
-                self._status = stack.enter_context(status)
+                self._status = stack.enter_context(
+                    StatusFile(
+                        work_dir / "status.json",
+                        self._step,
+                        self._relative(self._checkpoint),
+                        last_step=self._last_step,
+                    )
+                )
             self._monitor = stack.enter_context(
                 Monitor(
                     work_dir,

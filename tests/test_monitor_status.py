@@ -20,14 +20,16 @@ NEVER = 3600.0
 
 def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    with StatusFile(tmp_path / "status.json", step=200, checkpoint="checkpoints/step_00000200"):
-        status = read_status(tmp_path / "status.json")
+    path = tmp_path / "status.json"
+    with StatusFile(path, step=200, checkpoint="checkpoints/step_00000200", last_step=600):
+        status = read_status(path)
     assert status is not None
     updated = datetime.fromisoformat(status.pop("updated"))
     assert abs(datetime.now(UTC) - updated) < timedelta(minutes=1)
     assert status == {
         "state": "running",
         "step": 200,
+        "last_step": 600,
         "checkpoint": "checkpoints/step_00000200",
         "reason": None,
         "restarts": 2,

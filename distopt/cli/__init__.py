@@ -18,7 +18,8 @@ COMMANDS = {
     "checkpoints": "list the checkpoints of a run, and verify each",
     "export": "write a checkpoint's weights into one safetensors file",
     "launch": "print the script or manifest that starts a run: on one node, several, Slurm, Kubernetes",
-    "schema": "print the JSON Schema of the config file, for editors",
+    "tail": "show how a run, or several, are doing, from their directories alone",
+    "schema": "print the JSON Schema of the config file, for editors; or of a row of metrics.jsonl",
 }
 """Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""
 

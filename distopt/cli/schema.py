@@ -1,4 +1,4 @@
-"""`distopt schema`: prints the JSON Schema of the config file."""
+"""`distopt schema`: prints the JSON Schema of the config file, or of a row of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from importlib.util import find_spec
 
 from distopt import __version__
 
-DESCRIPTION = "Prints the JSON Schema of the config file, for editors that complete and check it."
+DESCRIPTION = """\
+Prints the JSON Schema of the config file, for editors that complete and check it; or that of a row of
+metrics.jsonl, for scripts that read it."""
 EPILOG = """\
 examples
   distopt schema > schema.json
+  distopt schema --metrics
 
 first line of a config, for editors with a YAML language server
   # yaml-language-server: $schema=schema.json
@@ -29,7 +32,14 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"distopt {__version__}")
-    parser.parse_args(argv)  # before the imports, so that --help answers at once
+    parser.add_argument("--metrics", action="store_true", help="that of a row of metrics.jsonl")
+    args = parser.parse_args(argv)  # before the imports, so that --help answers at once
+
+    if args.metrics:
+        from distopt.monitor.row_schema import row_schema
+
+        print(json.dumps(row_schema(), indent=2, ensure_ascii=False))
+        return 0
 
     from distopt.config.json_schema import json_schema
     from distopt.registry import short_names

@@ -25,7 +25,7 @@ class JsonLines:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends `row`. A number that is not finite becomes null: JSON has none."""
-        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def flush(self) -> None:
         self._file.flush()
@@ -53,11 +53,12 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data in which what is no finite number has become None, for JSON has none."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

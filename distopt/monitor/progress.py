@@ -35,19 +35,23 @@ class Progress:
         self._last_step = last_step
         self._lr_group = lr_group
         self._baselines = baselines
-        self._rewrites = _rewritable(console)
+        self._rewrites = is_rewritable(console)
         self._live: Live | None = None
         self._best: Mapping[str, float] = {}
 
     def log(self, row: Mapping[str, Any]) -> None:
         if "eval" in row:
-            self._console.print("  ".join(self._evaluation(row)), soft_wrap=True)
+            self._console.print(self.line(row), soft_wrap=True)
         elif "loss" not in row:
             return
         elif self._rewrites:
             self._rewrite(_one_line(self._training(row), self._console.width))
         else:
-            self._console.write_line("  ".join(self._training(row)))
+            self._console.write_line(self.line(row))
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """A row as a plain line."""
+        return "  ".join(self._evaluation(row) if "eval" in row else self._training(row))
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -86,7 +90,8 @@ class Progress:
         return parts
 
 
-def _rewritable(console: Console) -> bool:
+def is_rewritable(console: Console) -> bool:
+    """Whether it is a terminal that can take back what it shows."""
     # FORCE_COLOR makes rich take a pipe for a terminal; a log of rewritten lines is of no use.
     return console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
 

@@ -32,12 +32,21 @@ class StatusFile:
         path: The file; always whole, because it is replaced and never written in place.
         step: Optimizer steps done.
         checkpoint: The newest committed checkpoint, relative to the run directory; None where there is none.
+        last_step: Where the run ends.
         heartbeat: Seconds between two writes, at most.
     """
 
-    def __init__(self, path: Path, step: int, checkpoint: str | None = None, heartbeat: float = 15.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        checkpoint: str | None = None,
+        *,
+        last_step: int | None = None,
+        heartbeat: float = 15.0,
+    ) -> None:
         self._path = path
-        self._fields = _running(step, checkpoint)
+        self._fields = _running(step, checkpoint, last_step)
         self._lock = threading.Lock()
         self._warned = False
         self._closing = threading.Event()
@@ -102,7 +111,9 @@ def record_failure(path: Path, reason: str) -> None:
     """Says `failed` for a run whose rank 0 cannot: it hangs, and is about to be ended."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, _running(0, None) | (read_status(path) or {}) | {"state": "failed", "reason": reason})
+        _replace(
+            path, _running(0, None, None) | (read_status(path) or {}) | {"state": "failed", "reason": reason}
+        )
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
@@ -114,10 +125,11 @@ def read_status(path: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) else None
 
 
-def _running(step: int, checkpoint: str | None) -> dict[str, Any]:
+def _running(step: int, checkpoint: str | None, last_step: int | None) -> dict[str, Any]:
     return {
         "state": "running",
         "step": step,
+        "last_step": last_step,
         "checkpoint": checkpoint,
         "reason": None,
         "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
