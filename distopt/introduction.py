@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -51,16 +51,16 @@ def introduce(runner: Runner) -> None:
 
 def _schedule(runner: Runner) -> str:
     """What it will do, tried on a copy of the groups."""
-    copies = [
-        {
-            **{option: deepcopy(group[option]) for option in group.keys() - {"params"}},
-            "params": [torch.empty(0)],
-        }
-        for group in runner.optimizer.param_groups
-    ]
-    trial = torch.optim.Optimizer(copies, runner.optimizer.defaults)
+    groups = [_copied(group) for group in runner.optimizer.param_groups]
+    trial = torch.optim.Optimizer(groups, runner.optimizer.defaults)
     entries, last = runner.config.param_scheduler, runner.max_steps
     return overview(build_schedule(trial, entries, runner.steps_per_epoch, last), trial, last)
+
+
+def _copied(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group without its parameters. Tensors are filled in place; what else there is may be no value."""
+    options = {k: deepcopy(v) if isinstance(v, torch.Tensor | tuple) else v for k, v in group.items()}
+    return {**options, "params": [torch.empty(0)]}
 
 
 def _facts(runner: Runner) -> Mapping[str, str]:

@@ -80,7 +80,8 @@ def git_state(directory: Path) -> dict[str, Any] | None:
         heads = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("# branch."))
         untracked = sum(line.startswith("?") for line in lines)
         changed = sum(not line.startswith(("#", "?")) for line in lines)
-        stat = _git(directory, "diff", "HEAD", f"--stat=100,70,{_LINES}") if changed else ""
+        is_diff = changed and heads["branch.oid"] != "(initial)"
+        stat = _git(directory, "diff", "HEAD", "--no-ext-diff", f"--stat=100,70,{_LINES}") if is_diff else ""
     except (OSError, subprocess.SubprocessError):
         return None
     return {
@@ -158,11 +159,14 @@ def _spans(ranks: Sequence[int]) -> Iterator[str]:
 
 
 def _git(directory: Path, *arguments: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
     ran = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=True, text=True
+        ["git", "--no-optional-locks", "-C", directory, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_PATIENCE,
+        check=True,
     )
-    return ran.stdout
+    return ran.stdout.decode(errors="replace")
 
 
 def _versions() -> dict[str, str]:
