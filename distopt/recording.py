@@ -107,8 +107,8 @@ class Recording(AbstractContextManager["Recording"]):
             and not isinstance(error, ConfigError | PeerError)  # which name their rank where it matters
         ):
             self._status.update(state="failed", reason=f"rank 0: {in_one_line(error)}")
-        if self._session:
-            self._session.end("FAILURE" if error else "UNKNOWN" if self._preempted else "SUCCESS")
+        if self._session and (error or not self._preempted):
+            self._session.end(succeeded=error is None)
         self._open.__exit__(kind, error, trace)
         if error is None:
             self._console.summary(

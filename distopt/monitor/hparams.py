@@ -6,9 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
-
-Outcome = Literal["SUCCESS", "FAILURE", "UNKNOWN"]
+from typing import Any
 
 _FILE = "events.out.tfevents.0.hparams"
 """Sorts before the files of all writers: a loader that goes from file to file does not wait in it."""
@@ -47,14 +45,14 @@ class Session:
         _append(draft, _event("session_start_info", HParamsPluginData(session_start_info=info)))
         draft.replace(self._path)
 
-    def end(self, outcome: Outcome) -> None:
-        """Says how the run ended; UNKNOWN is one that is to be continued."""
+    def end(self, *, succeeded: bool) -> None:
+        """Says how the run ended; one that goes on, was killed or is to be continued has no end."""
         from tensorboard.plugins.hparams import api_pb2  # type: ignore[import-untyped]
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
-        status = api_pb2.Status.Value(f"STATUS_{outcome}")
+        status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
         info = SessionEndInfo(status=status, end_time_secs=time.time())
-        with suppress(OSError):  # a full disk: the session stays one that runs
+        with suppress(OSError):  # a full disk
             _append(self._path, _event("session_end_info", HParamsPluginData(session_end_info=info)))
 
 
