@@ -127,7 +127,9 @@ def _markdown(found: Mapping[str, Any]) -> Iterator[str]:
         ),
     )
     if found["variables"]:
-        rows = ((f"`{name}`", f"`{value}`") for name, value in found["variables"].items())
+        rows = (
+            (f"`{name}`", f"`{value}`" if value else "empty") for name, value in found["variables"].items()
+        )
         yield from _table(("variable", "value"), *rows)
     if git and git["diffstat"]:
         yield from ("", "```", *git["diffstat"], "```")

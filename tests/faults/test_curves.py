@@ -1,4 +1,4 @@
-"""Event files of a process that was killed: TensorBoard reads them, and a resume continues the same curves."""
+"""Event files of a process that was killed: TensorBoard reads them, and a resume goes on with the curves."""
 
 from __future__ import annotations
 
