@@ -100,8 +100,8 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _markdown(found: Mapping[str, Any]) -> Iterator[str]:
     git = found["git"]
+    yield f"`{found['command']}`"  # in a table, a long one would squeeze all else
     yield from _table(
-        ("command", f"`{found['command']}`"),
         ("directory", f"`{found['directory']}`"),
         *([("git", _git_line(git))] if git else []),
         ("system", found["system"]),
