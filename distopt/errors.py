@@ -136,6 +136,12 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def fitting(names: Sequence[str], width: int) -> str:
+    """`a, b and 12 more`: as many names as fit, but one at least."""
+    texts = (listed(names, most) for most in range(len(names), 0, -1))
+    return next((text for text in texts if len(text) <= width), listed(names, 1))
+
+
 def raise_all(errors: Iterable[ConfigError]) -> None:
     """Raises all of `errors` as one; does nothing where there are none."""
     found = list(errors)

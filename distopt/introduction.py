@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from distopt import names
+from distopt import comm, names
 from distopt.config import Config, shard_size
 from distopt.data import length
 from distopt.ema import lint
+from distopt.monitor import environment
 from distopt.saving import late_for_torchrun
+from distopt.schedule import build_schedule, overview
 
 if TYPE_CHECKING:
     from distopt.runner import Runner
@@ -21,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def introduce(runner: Runner) -> None:
-    """Prints the header, the groups, and what is to be noted."""
+    """Prints the header, the groups and what is to be noted, and records what only few look up."""
     plan, start = runner.plan, runner.start
     runner.console.header(_facts(runner))
     runner.console.groups(plan.to_dict()["groups"])
@@ -40,6 +44,23 @@ def introduce(runner: Runner) -> None:
         logger.warning("torch.compile breaks the graph, which costs speed, at %s", place)
     if late := late_for_torchrun(start.save_seconds):
         logger.warning(late)
+    ranks = comm.gather(environment.this_rank(runner.device))
+    if runner.world.is_main:
+        runner.recording.describe(environment.environment(ranks), _schedule(runner))
+
+
+def _schedule(runner: Runner) -> str:
+    """What it will do, tried on a copy of the groups."""
+    groups = [_copied(group) for group in runner.optimizer.param_groups]
+    trial = torch.optim.Optimizer(groups, runner.optimizer.defaults)
+    entries, last = runner.config.param_scheduler, runner.max_steps
+    return overview(build_schedule(trial, entries, runner.prepared.steps_per_epoch, last), trial, last)
+
+
+def _copied(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group without its parameters. Tensors are filled in place; what else there is may be no value."""
+    options = {k: deepcopy(v) if isinstance(v, torch.Tensor | tuple) else v for k, v in group.items()}
+    return {**options, "params": [torch.empty(0)]}
 
 
 def _facts(runner: Runner) -> Mapping[str, str]:

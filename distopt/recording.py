@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -12,8 +13,21 @@ from typing import Any
 from distopt.comm import World
 from distopt.config import Config
 from distopt.errors import ConfigError, PeerError, in_one_line
-from distopt.monitor import Console, Monitor, StatusFile, rank_log
+from distopt.monitor import Console, Monitor, Session, StatusFile, environment, flattened, rank_log
 from distopt.optim import Plan
+
+_NO_HPARAMS = {
+    "work_dir",
+    "resume",
+    "resume_groups",
+    "resume_strict",
+    "resume_rename",
+    "max_time",
+    "hang_timeout",
+    "checkpoint",
+    "log",
+}
+"""Where and how a run is kept: the config's keys that change nothing about what is trained."""
 
 
 class Recording(AbstractContextManager["Recording"]):
@@ -53,6 +67,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._stopped: str | None = None
         self._preempted = False
         self._status: StatusFile | None = None
+        self._session: Session | None = None
 
     def __enter__(self) -> Recording:
         config, work_dir = self._config, self._config.work_dir
@@ -70,6 +85,7 @@ class Recording(AbstractContextManager["Recording"]):
                         last_step=self._last_step,
                     )
                 )
+                self._session = Session(work_dir / "tensorboard", _hparams(config))
             self._monitor = stack.enter_context(
                 Monitor(
                     work_dir,
@@ -97,6 +113,8 @@ class Recording(AbstractContextManager["Recording"]):
             and not isinstance(error, ConfigError | PeerError)  # which name their rank where it matters
         ):
             self._status.update(state="failed", reason=f"rank 0: {in_one_line(error)}")
+        if self._session and (error or not self._preempted):
+            self._session.end(succeeded=error is None)
         self._open.__exit__(kind, error, trace)
         if error is None:
             self._console.summary(
@@ -111,6 +129,12 @@ class Recording(AbstractContextManager["Recording"]):
                 outcome="finished" if self._stopped is None else "stopped",
                 reason=self._stopped and self._stopped + self._preempted * "; the same command continues",
             )
+
+    def describe(self, surroundings: Mapping[str, Any], schedule: str) -> None:
+        """Records what the run trains in, from `environment`, and what its schedule will do, as Markdown."""
+        _replace(self._config.work_dir / "environment.json", json.dumps(surroundings, indent=2) + "\n")
+        texts = {"run/environment": environment.markdown(surroundings), "run/schedule": schedule}
+        self._monitor.describe(texts)
 
     def stopped(self, reason: str) -> None:
         """Records that the run ends before its last step, as it was asked to."""
@@ -142,6 +166,12 @@ class Recording(AbstractContextManager["Recording"]):
         if checkpoint is None:
             return None
         return str(checkpoint.relative_to(work_dir) if checkpoint.is_relative_to(work_dir) else checkpoint)
+
+
+def _hparams(config: Config) -> dict[str, bool | float | str]:
+    """What decides about the result, of all that the config says."""
+    said = {key: value for key, value in config.to_dict().items() if key not in _NO_HPARAMS}
+    return dict(flattened(said))
 
 
 def _replace(path: Path, text: str) -> None:

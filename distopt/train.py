@@ -24,7 +24,7 @@ examples
   python -m distopt.train cfg.yaml
 
 run directory (work_dir, by default runs/<name of the config>)
-  config.yaml  plan.json  metrics.jsonl  tensorboard/  checkpoints/  logs/  status.json
+  config.yaml  plan.json  environment.json  metrics.jsonl  tensorboard/  checkpoints/  logs/  status.json
   The same command continues a run from its newest checkpoint. The config wins, and what differs from the
   checkpoint is printed: see resume_groups, resume_strict and resume_rename.
 

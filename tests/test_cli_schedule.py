@@ -153,7 +153,9 @@ def test_whatever_the_terminal_no_line_of_table_and_plot_is_wider(printed, monke
 
 def test_groups_without_a_column_are_told(printed):
     out = printed(*layered())
-    assert re.search(r"^not shown: .* and \d+ more \(--json and --out have all\)$", out, re.M)
+    assert re.search(
+        r"^not shown: .* and \d+ more \(distopt schedule --json and --out have all\)$", out, re.M
+    )
 
 
 def test_the_first_and_the_last_curve_always_have_a_column(printed):

@@ -119,7 +119,11 @@ def test_what_rows_may_have_more_of_is_valid(change: dict[str, Any]) -> None:
         {**TRAINING, **EVALUATION},
         {**TRAINING, "eval": {"loss": 1.0}},
         {"step": 1, "epoch": 0},
-        *({key: value for key, value in TRAINING.items() if key != left} for left in TRAINING),
+        *(
+            {key: value for key, value in TRAINING.items() if key != left}
+            for left in TRAINING
+            if left not in ("lr", "weight_decay")
+        ),
         *({key: value for key, value in EVALUATION.items() if key != left} for left in EVALUATION),
     ],
 )

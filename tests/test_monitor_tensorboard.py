@@ -60,7 +60,7 @@ def read(directory: Path) -> EventAccumulator:
 
 
 def text(directory: Path, tag: str) -> list[tuple[int, str]]:
-    events = read(directory).Tensors(f"{tag}/text_summary")
+    events = read(directory).Tensors(tag)
     return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
 
 
@@ -122,10 +122,13 @@ def test_the_config_is_kept_as_text_at_the_step_from_which_it_holds(tmp_path: Pa
 def test_the_groups_are_kept_as_a_table(tmp_path: Path) -> None:
     record(tmp_path, 0, 1)
     ((_, table),) = text(tmp_path, "run/groups")
-    head, rule, embedding, norm = table.splitlines()
+    head, rule, embedding, norm, *members = table.splitlines()
     assert len({line.count("|") for line in (head, rule, embedding, norm)}) == 1
-    assert embedding.endswith("| base values | `embedding.weight = head.weight` |")
-    assert "norm<br>weight_decay: 0.1 × 0 (norm_decay_mult) = 0" in norm
+    assert embedding.endswith("| base values |")
+    assert norm.endswith("| norm |")
+    why = "    weight_decay: 0.1 × 0 (norm_decay_mult) = 0"
+    lines = ["embedding", "    embedding.weight = head.weight", "norm", why, "    norm.weight"]
+    assert members == ["", "```", *lines, "```"]
 
 
 def test_one_chart_lays_all_groups_over_each_other(tmp_path: Path) -> None:

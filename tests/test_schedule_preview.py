@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distopt.config import SchedulerConfig, validate
-from distopt.schedule import build_schedule
+from distopt.schedule import build_schedule, overview
 from distopt.schedule.preview import curves, edges, needs_epochs, plateaus, preview, spread
 
 WARMUP = {"type": "LinearLR", "by_epoch": False, "start_factor": 0.1, "end": 4}
@@ -112,3 +112,36 @@ def test_epochs_are_needed_exactly_where_the_schedule_cannot_be_built_without(cf
             build_schedule(optimizer(), [entry], max_steps=12)
     else:
         build_schedule(optimizer(), [entry], max_steps=12)
+
+
+def many_groups(count):
+    groups = [
+        {"params": [torch.zeros(1)], "name": f"backbone.layer_{i:02}", "lr": 0.5**i} for i in range(count)
+    ]
+    return torch.optim.SGD(groups)
+
+
+def test_an_overview_draws_groups_that_move_alike_together():
+    of = optimizer()
+    lines = overview(build_schedule(of, [WARMUP, COSINE], max_steps=12), of, 12).splitlines()
+    assert lines[0] == lines[-1] == "```"
+    assert lines[1:3] == ["lr", "step  default +1     head"]
+    assert [line.split()[1:] for line in lines if line.startswith(("  a", "  b"))] == [
+        ["default,", "norm"],
+        ["head"],
+    ]
+
+
+def test_an_overview_of_more_curves_than_a_plot_tells_apart_has_all_in_a_table():
+    of = many_groups(30)
+    text = overview(build_schedule(of, [WARMUP, COSINE], max_steps=12), of, 12)
+    head, *table = (line for line in text.splitlines() if line.startswith("|"))
+    assert head == "| lr | step 1 | step 3 | step 4 | step 5 | step 6 | step 9 | step 12 |"
+    assert [row.split()[1] for row in table[1:]] == [f"backbone.layer_{i:02}" for i in range(30)]
+    assert "backb…e.layer_29" in text  # the end of a name is what tells it from others
+
+
+def test_an_overview_says_what_evaluation_will_decide():
+    of = optimizer()
+    text = overview(build_schedule(of, [PLATEAU], max_steps=12), of, 12)
+    assert "param_scheduler.0 lowers lr where evaluation says so: not in these values" in text

@@ -7,9 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distopt.cli.plot import log_floor
-from distopt.cli.wording import fitting
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, fitting
+from distopt.schedule.plot import log_floor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

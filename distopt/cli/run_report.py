@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from distopt.cli.run_view import RunView
-from distopt.cli.wording import fitting
+from distopt.errors import fitting
 from distopt.monitor.console import align
 from distopt.monitor.units import compact, duration, metric, step_time
 

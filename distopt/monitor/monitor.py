@@ -6,9 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from distopt.monitor.console import Console
+
+if TYPE_CHECKING:
+    from distopt.monitor.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -52,21 +55,28 @@ class Monitor:
     ) -> None:
         self._sinks: dict[str, Sink] = {}
         self._failing: set[str] = set()
+        self._tensorboard: TensorBoard | None = None
         if rank == 0:
             from distopt.monitor.jsonl import JsonLines
             from distopt.monitor.tensorboard import TensorBoard
 
-            tensorboard = TensorBoard(work_dir / "tensorboard", first_step)
-            tensorboard.describe(config, groups)
+            self._tensorboard = TensorBoard(work_dir / "tensorboard", first_step)
+            self._tensorboard.describe(config, groups)
             self._sinks = {
                 "the console": console.progress(last_step, groups, baselines or {}),
                 "metrics.jsonl": JsonLines(work_dir / "metrics.jsonl", first_step),
-                "tensorboard": tensorboard,
+                "tensorboard": self._tensorboard,
             }
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Records and shows a row of training or of evaluation, as docs/monitoring.md describes them."""
         self._tell_all(lambda sink: sink.log(row))
+
+    def describe(self, texts: Mapping[str, str]) -> None:
+        """Texts of the run for TensorBoard: tag → Markdown."""
+        if self._tensorboard:
+            for tag, markdown in texts.items():
+                self._tensorboard.text(tag, markdown)
 
     def flush(self) -> None:
         """Puts on disk what was logged so far; called with each checkpoint."""

@@ -22,7 +22,7 @@ _SINGLE = {
     "skipped": "loss/skipped",
 }
 _PER_GROUP = ("lr", "wd", "momentum", "grad_norm", "param_norm", "update_ratio")
-_LINES_PER_CHART = 8
+_LINES_PER_CHART = 5
 """All lines of a run have one colour and differ by their markers only: more are not told apart."""
 
 
@@ -52,18 +52,32 @@ class TensorBoard:
         self._charts_drawn = False
 
     def describe(self, config: str, groups: Sequence[Mapping[str, Any]]) -> None:
-        """The texts `run/config` and `run/groups`, at the step from which they hold.
+        """The texts `run/config` and `run/groups`.
 
         Args:
             config: The resolved config as YAML.
             groups: `plan.to_dict()["groups"]`.
         """
-        self._writer.add_text("run/config", f"```yaml\n{config}\n```", self._valid_from)
-        self._writer.add_text("run/groups", _markdown(groups), self._valid_from)
+        self.text("run/config", f"```yaml\n{config}\n```")
+        self.text("run/groups", _markdown(groups))
+
+    def text(self, tag: str, markdown: str) -> None:
+        """A text, at the step from which it holds."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto  # type: ignore[import-untyped]
+        from tensorboard.plugins.text.metadata import create_summary_metadata  # type: ignore[import-untyped]
+
+        # add_text would name it `run/config/text_summary`.
+        value = Summary.Value(
+            tag=tag,
+            metadata=create_summary_metadata(display_name="", description=""),
+            tensor=TensorProto(dtype="DT_STRING", string_val=[markdown.encode()]),
+        )
+        self._writer.file_writer.add_summary(Summary(value=[value]), self._valid_from)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One point for every number of `row`, at its step."""
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         points = dict(scalars(row))
         self._last_step = row["step"]
@@ -112,8 +126,10 @@ def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _markdown(groups: Sequence[Mapping[str, Any]]) -> str:
-    table: list[tuple[str, ...]] = [(*COLUMNS, "parameters"), ("---",) * (len(COLUMNS) + 1)]
-    for row in group_rows(groups):
+    """A table, and below it why, and who is in it: long texts in a column would squeeze the others."""
+    rows = group_rows(groups)
+    table: list[tuple[str, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
+    for row in rows:
         cells = (
             row.name,
             str(row.tensors),
@@ -121,8 +137,11 @@ def _markdown(groups: Sequence[Mapping[str, Any]]) -> str:
             percent(row.share),
             row.lr,
             row.weight_decay,
-            "<br>".join((row.rule, *row.why)),
-            "<br>".join(f"`{name}`" for name in row.names),
+            row.rule,
         )
         table.append(tuple(cell.replace("|", "\\|") for cell in cells))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    members: list[str] = []
+    for row in rows:
+        members += [row.name, *(f"    {line}" for line in (*row.why, *row.names))]
+    return "\n".join([*lines, "", "```", *members, "```"])
