@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from distopt.data import Step
 from distopt.errors import ConfigError
 from distopt.means import Means
 from distopt.objective import Objective, Outcome, scalars
+from distopt.profiling import Regions
 from distopt.rehearsal import Habits, rehearse
 from distopt.skips import Skips
 from distopt.stopwatch import Stopwatch
@@ -100,18 +102,21 @@ class GradientStep:
         )
         return self._habits
 
-    def take(self, step: Step, watch: Stopwatch | None = None) -> Taken:
+    def take(self, step: Step, watch: Stopwatch | None = None, regions: Regions | None = None) -> Taken:
         """Takes a step, and leaves no gradients.
 
         Args:
             step: This rank's micro-batches of a global batch; equally many on every rank.
             watch: Times its parts. Where there is one, what `Taken` tells is found out as well.
+            regions: Names its parts, where it is traced.
 
         Raises:
             ConfigError: The model does not return what it did at first, or uses fewer parameters than DDP
                 waits for.
         """
-        mark = watch.mark if watch else _no_mark
+        mark: Callable[[str], None] = watch.mark if watch else _no_mark
+        if regions:
+            mark = regions.beside(mark)
         means = Means(self._device, self._habits.numbers) if watch else None
         model = self.objective.model
         items: Tensor | float = 0

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from distopt import comm, flops, norms, parallel
+from distopt import comm, flops, memory, norms, parallel
 from distopt.callbacks import BestValues, Callback, Callbacks, check_comparable
 from distopt.checkpoint import resume
 from distopt.checkpoint.verify import verified
@@ -33,6 +33,7 @@ from distopt.monitor import Throughput, open_console
 from distopt.objective import Objective
 from distopt.optim import check_agreement, evaluating, set_mode
 from distopt.preparation import Given, prepare
+from distopt.profiling import Profiler
 from distopt.progress import Progress
 from distopt.recording import Recording
 from distopt.run_state import RunState
@@ -99,7 +100,7 @@ class Runner:
         group = comm.process_group(self.world, deadly_signals, collective_timeout(config))
         with group, claim, Watchdog(self.progress, config):
             try:
-                with shared_failures(self.progress), held_signals():
+                with shared_failures(self.progress), held_signals(), memory.explained(self):
                     self._assemble()
                     if self.world.is_main:
                         claim.take()
@@ -109,7 +110,16 @@ class Runner:
             except Exception:  # a fault is left on record, unlike a mistake
                 with self._record():
                     raise
-            with self._record() as self.recording, shared_failures(self.progress), held_signals():
+            self.profiler = Profiler(
+                config, self.world, self.console, step=self.step, last_step=self.max_steps
+            )
+            with (
+                self._record() as self.recording,
+                self.profiler,
+                shared_failures(self.progress),
+                held_signals(),
+                memory.explained(self),
+            ):
                 introduce(self)
                 try:
                     self._loop()
@@ -252,13 +262,18 @@ class Runner:
             self.progress.mark(self.step + 1, "step")
             self.schedule.apply(self.step)
             watch = Stopwatch(self.device, "data") if logs else None
-            taken = self.gradient_step.take(next(steps), watch)
+            if self.step + 1 >= self.profiler.next:
+                self.profiler.begin(self.step + 1)
+            taken = self.gradient_step.take(next(steps), watch, self.profiler.regions)
             if self.ema:
                 self.ema.update(unless=taken.left_out)
             self.step, self.epoch = self.step + 1, self.batches.epoch
             self.callbacks.on_step(self)
             if watch:
                 self._log(taken, watch)
+            if self.step >= self.profiler.next:
+                with self.throughput.pause():
+                    self.profiler.end(self.step)
             if config.eval and self._due(config.eval.every, self.step):
                 self._evaluate()
             is_due = self._overdue or self._is_best or self._due(config.checkpoint.every, self.step)
@@ -299,10 +314,11 @@ class Runner:
             self._stop_reason is not None,
             self.saver.is_written,
             self.world.is_main and self.saver.is_overdue,
+            self.world.is_main and self.profiler.is_requested(),
             *self.measurement.own(watch),
         )
-        stops, written, overdue = everyones[:, :3].sum(0).tolist()
-        row = self.measurement.row(self.step, self.epoch, means, taken, watch, everyones[:, 3:])
+        stops, written, overdue, traces = everyones[:, :4].sum(0).tolist()
+        row = self.measurement.row(self.step, self.epoch, means, taken, watch, everyones[:, 4:])
         self.interruption.pace(self.measurement.pace)
         if self.config.precision == "fp16":
             row["loss_scale"] = self.gradient_step.scaler.get_scale()
@@ -315,6 +331,8 @@ class Runner:
             raise FloatingPointError(f"the loss of step {self.step} is {row['loss']}")
         self._stopping |= stops > 0
         self._overdue = overdue > 0
+        if traces:
+            self.profiler.request(self.step)
 
     def _evaluate(self) -> None:
         with self.throughput.pause():

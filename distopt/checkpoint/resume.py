@@ -13,7 +13,7 @@ from distopt.checkpoint import directory
 from distopt.config import document
 from distopt.errors import ConfigError
 
-_NOT_COMPARED = ("work_dir", "resume", "resume_groups", "resume_strict", "resume_rename")
+_NOT_COMPARED = ("work_dir", "resume", "resume_groups", "resume_strict", "resume_rename", "profile")
 
 
 @dataclass(frozen=True)

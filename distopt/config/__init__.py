@@ -3,6 +3,7 @@
 from distopt.config.layout import BatchLayout, batch_layout, shard_size
 from distopt.config.load import load_config
 from distopt.config.optimizer import OptimizerConfig, ParamwiseConfig
+from distopt.config.profile import ProfileConfig
 from distopt.config.schema import (
     CheckpointConfig,
     ClipGradConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "OpenSection",
     "OptimizerConfig",
     "ParamwiseConfig",
+    "ProfileConfig",
     "RunShare",
     "SchedulerConfig",
     "Section",

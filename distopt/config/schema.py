@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 
 from distopt.config.document import Positions, dump
 from distopt.config.optimizer import OptimizerConfig
+from distopt.config.profile import ProfileConfig
 from distopt.config.section import Component, Count, OpenSection, RunShare, Section, Text, Time
 from distopt.config.strategy import (
     ActivationCheckpointingConfig,
@@ -331,6 +332,9 @@ class Config(Section):
 
     log: LogConfig = LogConfig()
     """When to log."""
+
+    profile: ProfileConfig = ProfileConfig()
+    """Which steps to trace, and how."""
 
     callbacks: Annotated[
         list[Component],
