@@ -20,6 +20,7 @@ NEVER = 3600.0
 
 def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "4711.0")
     with StatusFile(tmp_path / "status.json", step=200, checkpoint="checkpoints/step_00000200"):
         status = read_status(tmp_path / "status.json")
     assert status is not None
@@ -30,6 +31,7 @@ def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.Mo
         "step": 200,
         "checkpoint": "checkpoints/step_00000200",
         "reason": None,
+        "launch": "4711.0",
         "restarts": 2,
         "host": socket.gethostname(),
         "pid": os.getpid(),
