@@ -26,7 +26,7 @@ train: $(VENV)/.for-train  ## train CONFIG=file.yaml on NPROC ranks (all GPUs, e
 test: $(VENV)/.for-tests  ## all tests that need no system package
 	@$(PY) -m pytest -m "not system" $(ARGS)
 
-test-system: $(VENV)/.for-tests  ## the tests that need minutes, or system packages (Chromium)
+test-system: $(VENV)/.for-tests  ## the tests that need minutes, or system packages (Chromium, Slurm)
 	@$(PY) -m pytest -m system $(ARGS)
 
 test-gpu: $(VENV)/.for-tests  ## the tests that need a CUDA device

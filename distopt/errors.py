@@ -23,6 +23,12 @@ _OWN: Final = str(Path(__file__).parent)
 _INSTALLED: Final = ("<", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
 """How the files begin that are not the user's."""
 
+LOST: Final = "ended without a word: killed, or crashed"
+"""The reason of a rank that could not give one."""
+
+SILENT: Final = "stopped, or in a call that lets no other thread run"
+"""That of one which says nothing any more: nor would one whose node is gone."""
+
 UNSET: Final = ...
 """Stands for "no value was given", since None is a value in YAML; stays itself when an error is pickled."""
 

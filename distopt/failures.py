@@ -20,12 +20,11 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from distopt import comm
-from distopt.errors import UNSET, ConfigError, PeerError, in_one_line
+from distopt.errors import LOST, UNSET, ConfigError, PeerError, in_one_line
 from distopt.faults import Stopped, defer_signals, end_on_signals
 from distopt.progress import Progress
 
 _KEY = "distopt/failure"
-_ENDED = "ended without a word: killed, or crashed"
 _ROLL_CALL = 2.0
 """Seconds in which a rank that is alive, and loses its connections, has said so."""
 _NOBODYS_TAG = 0x6D697374
@@ -146,7 +145,7 @@ def _first(own: Failure | None, error: BaseException | None) -> Failure | None:
         if first := posted(store):
             return first
         if _is_of_a_connection(error) and (gone := _gone(store)):
-            own = Failure(gone[0], _ENDED, silent=gone, told_by=dist.get_rank())
+            own = Failure(gone[0], LOST, silent=gone, told_by=dist.get_rank())
         return post(store, own) if own else None
     return own
 

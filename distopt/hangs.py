@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from distopt.errors import SILENT
 from distopt.failures import Failure
 from distopt.progress import Mark, Place
 
@@ -47,7 +48,7 @@ def judge(earlier: Mapping[int, Report], later: Mapping[int, Report], rank: int,
     points = {(report.mark.number, report.place.where) for report in later.values()}
     reason = f"no progress for {seconds:.0f} s in {place.where}"
     if cause in silent:
-        reason = f"silent for {seconds:.0f} s: stopped, or in a call that lets no other thread run"
+        reason = f"silent for {seconds:.0f} s: {SILENT}"
     elif place.waits and len(points) > 1:
         reason += ", where it waits for ranks that are elsewhere"
     reason += "; see hang_timeout"

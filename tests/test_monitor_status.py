@@ -20,6 +20,7 @@ NEVER = 3600.0
 
 def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "4711.0")
     path = tmp_path / "status.json"
     with StatusFile(path, step=200, checkpoint="checkpoints/step_00000200", last_step=600):
         status = read_status(path)
@@ -32,6 +33,7 @@ def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.Mo
         "last_step": 600,
         "checkpoint": "checkpoints/step_00000200",
         "reason": None,
+        "launch": "4711.0",
         "restarts": 2,
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     from distopt.cli.preflight import preflight
     from distopt.config import load_config
     from distopt.errors import nearest
-    from distopt.launch import SCRIPTS, read_job, render
+    from distopt.launch import SCRIPTS, check_run, read_job, render
 
     given = {name: getattr(args, name) for name in (*_OPTIONS, *_LISTS) if getattr(args, name) is not None}
     try:
@@ -82,11 +82,15 @@ def main(argv: Sequence[str]) -> int:
             given["env"] = dict(_variable(text) for text in given["env"])
         job = read_job(given, args.facts)
         if args.config:
-            preflight(load_config(args.config, args.overrides), job.world)
+            config = load_config(args.config, args.overrides)
+            preflight(config, job.world)
+            if args.kind != "local":
+                check_run(job, config)
         arguments = [args.config, *args.overrides] if args.config else []
+        text = render(args.kind, job, arguments)
     except ConfigError as error:
         return report(error)
-    sys.stdout.write(render(args.kind, job, arguments))
+    sys.stdout.write(text)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Facts of a job → scripts and manifests; what a node has to have. Knows no torch."""
 
+from distopt.launch.checks import check_run
 from distopt.launch.job import Job, read_job
 from distopt.launch.script import SCRIPTS, render
 
-__all__ = ["SCRIPTS", "Job", "read_job", "render"]
+__all__ = ["SCRIPTS", "Job", "check_run", "read_job", "render"]

@@ -111,9 +111,9 @@ def record_failure(path: Path, reason: str) -> None:
     """Says `failed` for a run whose rank 0 cannot: it hangs, and is about to be ended."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(
-            path, _running(0, None, None) | (read_status(path) or {}) | {"state": "failed", "reason": reason}
-        )
+        now = _running(0, None, None)
+        failed = {"state": "failed", "reason": reason, "launch": now["launch"]}
+        _replace(path, now | (read_status(path) or {}) | failed)
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
@@ -132,6 +132,7 @@ def _running(step: int, checkpoint: str | None, last_step: int | None) -> dict[s
         "last_step": last_step,
         "checkpoint": checkpoint,
         "reason": None,
+        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         "host": socket.gethostname(),
         "pid": os.getpid(),
