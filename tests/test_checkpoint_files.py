@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 from pathlib import Path
@@ -84,6 +85,41 @@ def test_code_in_the_metadata_is_refused_and_not_run(tmp_path):
     (path / ".metadata").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
     assert "posix.system has no place in it" in run_distributed(_load_error, path)[0]
     assert not (tmp_path / "ran").exists()
+
+
+class PicklerOfPython3112(pickle.Pickler):
+    """Members of enums as Python 3.11.0 to 3.11.3 pickle them."""
+
+    def reducer_override(self, thing):
+        return (getattr, (type(thing), thing.name)) if isinstance(thing, enum.Enum) else NotImplemented
+
+
+def _load(path: Path) -> None:
+    load(path, *_make())
+
+
+def test_what_an_older_python_wrote_can_be_read(tmp_path):
+    path = directory.step_directory(tmp_path, 3)
+    run_distributed(_save, path)
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    with (path / ".metadata").open("wb") as file:
+        PicklerOfPython3112(file).dump(metadata)
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    run_distributed(_load, path)
+
+
+class Attribute:
+    """A way around the list of what may be read: something that an admitted name holds."""
+
+    def __reduce__(self):
+        return getattr, (torch.Size, "__subclasses__")
+
+
+def test_attributes_of_what_may_be_read_may_not(tmp_path):
+    path = directory.step_directory(tmp_path, 3)
+    run_distributed(_save, path)
+    (path / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    assert "builtins.getattr has no place in it" in run_distributed(_load_error, path)[0]
 
 
 def _save_object(path: Path, target: Path) -> None:

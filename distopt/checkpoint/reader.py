@@ -15,7 +15,12 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 
 from distopt.checkpoint.rename import Renaming, renamed
 from distopt.errors import ConfigError
@@ -94,7 +99,20 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ADMITTED or (module == "torch" and _is_dtype(name)):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in it, and is not run")
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
+        raise _stranger(module, name)
+
+
+def _memory_format(kind: object, name: str) -> _MEM_FORMAT_ENCODING:
+    """Stands in for getattr, by which Python 3.11.0 to 3.11.3 (Debian 12's) pickle members of enums."""
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise _stranger("builtins", "getattr")
+    return _MEM_FORMAT_ENCODING[name]
+
+
+def _stranger(module: str, name: str) -> pickle.UnpicklingError:
+    return pickle.UnpicklingError(f"{module}.{name} has no place in it, and is not run")
 
 
 def _is_dtype(name: str) -> bool:
