@@ -20,6 +20,7 @@ COMMANDS = {
     "launch": "print the script or manifest that starts a run: on one node, several, Slurm, Kubernetes",
     "tail": "show how a run, or several, are doing, from their directories alone",
     "schema": "print the JSON Schema of the config file, for editors; or of a row of metrics.jsonl",
+    "doctor": "look at the nodes that a job would run on, and point at the odd one out",
 }
 """Subcommand → what it does. Each is a module beside this one, with `main(argv) -> exit status`."""
 
