@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import checkpoint, ema, gpt2, optimizer, overhead, schedule, startup
+from benchmarks import checkpoint, ema, gpt2, monitoring, optimizer, overhead, schedule, startup
 from benchmarks.step import events
 from tests.kit import run_distributed
 
@@ -22,6 +22,16 @@ def test_overhead_has_a_line_for_each_strategy_with_both_times_and_their_ratio(s
     line = overhead.line(row)
     assert line.split(" | ")[:2] == [f"| {strategy}", "tiny"]
     assert {text.count("|") for text in (*overhead.HEAD.splitlines(), line)} == {8}
+
+
+def _monitoring_row() -> monitoring.Row:
+    return monitoring.measure("ddp", "tiny", TINY, pairs=2, steps=3, warm_up=1)
+
+
+def test_logging_and_not_logging_have_a_line():
+    row = run_distributed(_monitoring_row)[0]
+    assert len(row.without) == len(row.logging) == 2
+    assert {text.count("|") for text in (*monitoring.HEAD.splitlines(), monitoring.line(row))} == {8}
 
 
 def _optimizer_rows() -> list[optimizer.Row]:

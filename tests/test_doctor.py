@@ -24,6 +24,13 @@ from distopt.launch.doctor.places import Places
 from tests.kit import close_ranks, run_distributed
 
 
+@pytest.fixture(autouse=True)
+def no_group() -> None:
+    """What a test before has left in this process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _examine(work_dir: Path, odd: dict, timeout: float) -> list[tuple[str, str]] | None:
     """Each rank is a node; rank 1 is `odd`."""
     with pytest.MonkeyPatch.context() as monkeypatch:

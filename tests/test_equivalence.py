@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from distopt.config import Config, validate
 from distopt.models import ByteGPT
 from tests.covering import covering
 from tests.kit import run_distributed
-from tests.runs import whole
+from tests.runs import rows, whole
 
 STEPS, SAMPLES, CONTEXT = 4, 16, 8
 LR, WEIGHT_DECAY, MAX_NORM = 1e-2, 0.1, 0.5
@@ -157,9 +156,9 @@ def check(cells: list[Cell], folder: Path) -> None:
         cells, run_distributed(by_runners, cells, folder, world=world, timeout=600)[0], strict=True
     ):
         losses, reference = by_hand(cell)
-        rows = map(json.loads, (folder / str(cell) / "metrics.jsonl").read_text().splitlines())
+        logged = rows(folder / str(cell))
         tolerance = 1e-6 if cell.precision == "fp32" else 5e-3
-        assert [row["loss"] for row in rows] == pytest.approx(losses, rel=tolerance), cell
+        assert [row["loss"] for row in logged] == pytest.approx(losses, rel=tolerance), cell
         torch.manual_seed(0)
         net = Net(tie=cell.tied, frozen=cell.frozen)
         start = {name: p.detach() for name, p in net.named_parameters()}

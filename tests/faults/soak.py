@@ -267,7 +267,8 @@ def state(checkpoint: Path | None) -> dict[str, torch.Tensor]:
 
 
 def _recorded(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "perf"} for row in rows(run, kind)]
+    measured = {"perf", "time", "memory", "ranks"}  # which no two runs have alike
+    return [{key: value for key, value in row.items() if key not in measured} for row in rows(run, kind)]
 
 
 def mutate(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
