@@ -27,8 +27,8 @@ class Breaks(Callback):
 
 
 def _break_off(path: Path, how: dict[str, Any]) -> None:
-    interruption.PACE = 0.0  # a second is longer than these runs
-    with suppress(RuntimeError), stop_signals():
+    with pytest.MonkeyPatch.context() as patch, suppress(RuntimeError), stop_signals():
+        patch.setattr(interruption, "PACE", 0.0)  # a second is longer than these runs
         train(path, f"callbacks={json.dumps([how])}")
 
 

@@ -16,9 +16,9 @@ from tests.runs import CONFIG, STEPS, losses, rows, status, train, whole, write_
 
 
 def _start(path: Path) -> dict[str, torch.Tensor]:
-    interruption.PACE = 0.0  # a second is longer than these runs
     runner = Runner(load_config(path))
-    with stop_signals():
+    with pytest.MonkeyPatch.context() as patch, stop_signals():
+        patch.setattr(interruption, "PACE", 0.0)  # a second is longer than these runs
         runner.train()
     return whole(runner.model)
 
