@@ -93,7 +93,7 @@ def test_a_rank_that_can_say_nothing_is_named_by_another(tmp_path, how):
     found = status(tmp_path / "run")
     assert found["state"] == "failed"
     assert found["reason"].startswith(f"rank {rank} failed first: silent for 3 s: stopped, or in a call")
-    assert "in all_reduce\n" in _stacks(tmp_path, 1 - rank)
+    assert "in all_gather\n" in _stacks(tmp_path, 1 - rank)
     if how == "hold_the_gil":
         log = (tmp_path / "run" / "logs" / "rank1.log").read_text()
         assert "in hold_the_gil" in log + stderr  # the log may be younger than the watchdog's last beat
