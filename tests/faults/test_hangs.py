@@ -81,7 +81,7 @@ def test_the_cause_is_named_with_its_place_and_all_stacks_are_written(tmp_path, 
     assert f"rank      : {rank} " in root_cause
     assert reason in root_cause
     assert f"in {how}\n" in _stacks(tmp_path, rank)
-    assert "in all_reduce\n" in _stacks(tmp_path, 1 - rank)
+    assert "in all_gather\n" in _stacks(tmp_path, 1 - rank)
     assert f"rank {1 - rank}: step 3, step, in " in _stacks(tmp_path, rank)
 
 
