@@ -62,13 +62,15 @@ class NewRows:
         """Rows of training or evaluation that were added since the last call; at first the last few."""
         try:
             with self._path.open("rb") as file:
-                rows = [_parse(line) for line in self._new_lines(file)]
+                lines, begins = self._new_lines(file)
         except OSError:
             self._first = self._first or 0  # what comes is all new
             return []
-        return [row for row in rows if "loss" in row or "eval" in row]
+        rows = [row for row in map(_parse, lines) if "loss" in row or "eval" in row]
+        return rows[-_SHOWN:] if begins else rows
 
-    def _new_lines(self, file: BinaryIO) -> list[bytes]:
+    def _new_lines(self, file: BinaryIO) -> tuple[list[bytes], bool]:
+        """And whether reading has only begun with them, somewhere in the file."""
         size = file.seek(0, os.SEEK_END)
         if not self._goes_on(file):
             self._place, self._last = self._first or 0, b""
@@ -84,7 +86,7 @@ class NewRows:
             self._last = lines[-1]
         new = [line for line in lines if hash(line) not in self._seen]
         self._seen.update(map(hash, lines))
-        return new[-_SHOWN:] if begins else new
+        return new, begins
 
     def _goes_on(self, file: BinaryIO) -> bool:
         """Whether what was read last still stands where it was read."""
