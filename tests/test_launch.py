@@ -20,7 +20,10 @@ def printed(capsys, *argv: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("argv", "path"), [(["local"], "local.sh"), (["slurm"], "slurm/train.sbatch")])
+@pytest.mark.parametrize(
+    ("argv", "path"),
+    [(["local"], "local.sh"), (["multinode"], "multinode.sh"), (["slurm"], "slurm/train.sbatch")],
+)
 def test_the_scripts_of_the_repository_are_those_of_no_given_facts(capsys, argv, path):
     assert printed(capsys, *argv) == (LAUNCH / path).read_text(encoding="utf-8")
 

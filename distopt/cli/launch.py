@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("kind", metavar="KIND", help="local, multinode, slurm or kubernetes")
+    parser.add_argument(
+        "kind", metavar="KIND", help="local, multinode, slurm, kubernetes, jobset or trainjob"
+    )
     parser.add_argument(
         "config", metavar="cfg.yaml", nargs="?", help="what to train; else the script is told"
     )
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from distopt.cli.preflight import preflight
     from distopt.config import load_config
     from distopt.errors import nearest
-    from distopt.launch import SCRIPTS, check_run, read_job, render
+    from distopt.launch import MANIFESTS, SCRIPTS, check_run, read_job, render, world_of
 
     given = {name: getattr(args, name) for name in (*_OPTIONS, *_LISTS) if getattr(args, name) is not None}
     try:
@@ -83,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         job = read_job(given, args.facts)
         if args.config:
             config = load_config(args.config, args.overrides)
-            preflight(config, job.world)
+            preflight(config, world_of(args.kind, job), here=args.kind not in MANIFESTS)
             if args.kind != "local":
                 check_run(job, config)
         arguments = [args.config, *args.overrides] if args.config else []

@@ -13,8 +13,13 @@ from distopt.errors import ConfigError, collecting, raise_all
 from distopt.schedule import check_types
 
 
-def preflight(config: Config, world: int | None) -> None:
+def preflight(config: Config, world: int | None, *, here: bool = True) -> None:
     """Checks the names of types, the files and, where the world is known, the batch.
+
+    Args:
+        config: Of the run.
+        world: Number of ranks.
+        here: The run directory is the one of this machine.
 
     Raises:
         ConfigError: All that is wrong, with the `file:line` of each.
@@ -28,10 +33,11 @@ def preflight(config: Config, world: int | None) -> None:
                 registry.check_name(value["type"], "object", f"{at}.type")
     with collecting(errors):
         registry.check_name(config.optimizer.constructor, "constructor", "optimizer.constructor")
-    with collecting(errors):
-        _check_work_dir(config.work_dir)
-    with collecting(errors):
-        find_start(config.work_dir, config.resume, config.to_dict())
+    if here:
+        with collecting(errors):
+            _check_work_dir(config.work_dir)
+        with collecting(errors):
+            find_start(config.work_dir, config.resume, config.to_dict())
     with collecting(errors):
         check_types(config.param_scheduler)
     if world:

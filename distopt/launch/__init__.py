@@ -2,6 +2,6 @@
 
 from distopt.launch.checks import check_run
 from distopt.launch.job import Job, read_job
-from distopt.launch.script import SCRIPTS, render
+from distopt.launch.script import MANIFESTS, SCRIPTS, render, world_of
 
-__all__ = ["SCRIPTS", "Job", "check_run", "read_job", "render"]
+__all__ = ["MANIFESTS", "SCRIPTS", "Job", "check_run", "read_job", "render", "world_of"]

@@ -67,6 +67,11 @@ class Job(Section):
         return self.ranks or self.gpus or 2
 
     @property
+    def says_ranks(self) -> bool:
+        """Whether it was given how many there are; else a node that is at hand may be looked at."""
+        return not self.model_fields_set.isdisjoint({"gpus", "ranks"})
+
+    @property
     def world(self) -> int:
         """Ranks on all nodes."""
         return self.nodes * self.ranks_per_node
