@@ -109,9 +109,7 @@ def meet() -> None:
 
 def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
     """The sum of each value over all ranks, in one collective and one device synchronisation."""
-    packed = torch.stack(
-        [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values]
-    )
+    packed = _packed(values, device)
     if dist.is_initialized():
         dist.all_reduce(packed)
     return packed.tolist()
@@ -123,12 +121,16 @@ def gather_numbers(values: Sequence[torch.Tensor | float], device: torch.device)
     Returns:
         Of shape (ranks, values), fp64 on the CPU.
     """
-    packed = torch.stack(
-        [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values]
-    )
+    packed = _packed(values, device)
     everyones = packed.new_empty(dist.get_world_size(), len(values))
     dist.all_gather(list(everyones.unbind()), packed)
     return everyones.cpu()
+
+
+def _packed(values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
+    return torch.stack(
+        [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values]
+    )
 
 
 def gather(value: T) -> list[T]:

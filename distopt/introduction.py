@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def introduce(runner: Runner) -> None:
-    """Prints the header, the groups and what is to be noted, and records what only few look up."""
+def introduce(runner: Runner) -> list[str]:
+    """Prints the header, the groups and what is to be noted, and records what only few look up.
+
+    Returns:
+        The host of each rank.
+    """
     plan, start = runner.plan, runner.start
     runner.console.header(_facts(runner))
     runner.console.groups(plan.to_dict()["groups"])
@@ -47,6 +51,7 @@ def introduce(runner: Runner) -> None:
     ranks = comm.gather(environment.this_rank(runner.device))
     if runner.world.is_main:
         runner.recording.describe(environment.environment(ranks), _schedule(runner))
+    return [rank["host"] for rank in ranks]
 
 
 def _schedule(runner: Runner) -> str:

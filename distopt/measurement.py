@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
-import socket
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from distopt import comm
 from distopt.config import Config
 from distopt.gradients import Taken
 from distopt.monitor import Throughput
@@ -20,7 +18,6 @@ from distopt.spread import Spread
 from distopt.stopwatch import Stopwatch
 
 _GIB: Final = 2**30
-_STATM: Final = Path("/proc/self/statm")
 _SETTINGS: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
     "lr": lambda group: group.get("lr"),
     "weight_decay": lambda group: group.get("weight_decay"),
@@ -36,11 +33,17 @@ class Measurement:
         config: Of the run.
         optimizer: Whose groups have names.
         throughput: Of this run.
+        hosts: By rank.
         device: This rank's own.
     """
 
     def __init__(
-        self, config: Config, optimizer: torch.optim.Optimizer, throughput: Throughput, device: torch.device
+        self,
+        config: Config,
+        optimizer: torch.optim.Optimizer,
+        throughput: Throughput,
+        hosts: Sequence[str],
+        device: torch.device,
     ) -> None:
         self._quantities = config.log.per_group
         self._groups = optimizer.param_groups
@@ -50,7 +53,7 @@ class Measurement:
         exchanges = config.strategy.shards or config.sync_batchnorm
         self._alone = ("data", "optimizer") if exchanges else ("data", "forward", "optimizer")
         self._memory = ("rss", "allocated", "reserved", "peak") if device.type == "cuda" else ("rss",)
-        self._spread = Spread(comm.gather(socket.gethostname()), self._alone)
+        self._spread = Spread(hosts, self._alone)
         self.pace = 0.0
         """Seconds per step, as rank 0 has measured them before the newest row; the same on every rank."""
 
@@ -114,7 +117,9 @@ class Measurement:
 
 def _used(device: torch.device) -> list[float]:
     """Bytes: of this process; on a GPU, allocated, reserved, and at most allocated since the last call."""
-    pages = int(_STATM.read_text().split()[1])
+    file = os.open("/proc/self/statm", os.O_RDONLY)  # in a tenth of the time that a Path takes
+    pages = int(os.read(file, 100).split()[1])
+    os.close(file)
     used = [float(pages * resource.getpagesize())]
     if device.type == "cuda":
         used += [torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)]

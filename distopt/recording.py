@@ -26,6 +26,7 @@ _NO_HPARAMS = {
     "hang_timeout",
     "checkpoint",
     "log",
+    "profile",
 }
 """Where and how a run is kept: the config's keys that change nothing about what is trained."""
 

@@ -120,7 +120,7 @@ class Runner:
                 held_signals(),
                 memory.explained(self),
             ):
-                introduce(self)
+                self.hosts = introduce(self)
                 try:
                     self._loop()
                 finally:
@@ -250,7 +250,7 @@ class Runner:
             world=self.world.size,
             peak=flops.peak(self.device, config.precision),
         )
-        self.measurement = Measurement(config, self.optimizer, self.throughput, self.device)
+        self.measurement = Measurement(config, self.optimizer, self.throughput, self.hosts, self.device)
         steps = self.throughput.waiting(self.steps)
         if not self.evaluated:
             self._evaluate()

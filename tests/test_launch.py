@@ -183,3 +183,15 @@ def test_shellcheck_finds_nothing(path):
     assert shellcheck
     found = subprocess.run([shellcheck, "--shell=bash", path], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_fact_that_slurm_does_not_know_is_told_with_its_line(capsys, tmp_path):
+    facts = tmp_path / "cluster.yaml"
+    facts.write_text("nodes: 2\ntime: soon\n")
+    assert main(["launch", "slurm", "--facts", str(facts)]) == 2
+    assert f"{facts}:2: time: no time limit of Slurm's" in capsys.readouterr().err
+
+
+def test_a_fact_that_does_not_fit_the_config_is_told_as_the_option_that_it_is(capsys):
+    assert main(["launch", "jobset", "configs/quickstart.yaml", "--image", "x", "--mounts", "y"]) == 2
+    assert "--mounts: mounts: not of the form" in capsys.readouterr().err

@@ -89,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
             if args.kind != "local":
                 check_run(job, config)
         arguments = [args.config, *args.overrides] if args.config else []
-        text = render(args.kind, job, arguments)
+        try:
+            text = render(args.kind, job, arguments)
+        except ConfigError as error:
+            raise error.located(job.locate) from None
     except ConfigError as error:
         return report(error)
     sys.stdout.write(text)

@@ -32,7 +32,12 @@ def check_run(job: Job, config: Config) -> None:
     errors = [*_not_shared(job, config), *_too_slow(job, config)]
     with collecting(errors):
         check_resume(config)
-    raise_all(error.located(config.locate) for error in errors)
+    raise_all(located(error, job, config) for error in errors)
+
+
+def located(error: ConfigError, job: Job, config: Config) -> ConfigError:
+    """Itself, with the place of its key: among the facts, or in the config."""
+    return error.located(job.locate if error.key in Job.model_fields else config.locate)
 
 
 def check_resume(config: Config) -> None:

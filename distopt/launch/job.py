@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from distopt.config import Section, validate
-from distopt.config.document import read
+from distopt.config.document import Document, KeyPath, Positions, read
 from distopt.config.section import Count, Text
 from distopt.errors import ConfigError
 
@@ -62,6 +62,12 @@ class Job(Section):
     setup: list[Text] = Field(default_factory=list)
     """Lines of shell that run first on the node: `module load cuda`, `source .venv/bin/activate`."""
 
+    _positions: Positions = PrivateAttr(default_factory=Positions)
+
+    def locate(self, key: str) -> str | None:
+        """The option, or the `file:line`, that a fact comes from; None for a default."""
+        return self._positions.locate(key)
+
     @property
     def ranks_per_node(self) -> int:
         return self.ranks or self.gpus or 2
@@ -87,15 +93,12 @@ def read_job(given: Mapping[str, Any], file: Path | None = None) -> Job:
     Raises:
         ConfigError: An unknown name or a wrong value, with `file:line` or the option.
     """
-    document = read(file) if file else None
-    before = document.data if document else {}
+    document = read(file) if file else Document({}, Positions())
+    options: dict[KeyPath, str] = {(name,): f"--{name}" for name in given}
+    positions = Positions({**document.positions.by_path, **options})
     try:
-        return validate(Job, {**before, **given})
+        job = validate(Job, {**document.data, **given})
     except ConfigError as error:
-        for single in (error, *error.others):
-            name = single.key.partition(".")[0]
-            if name in given:
-                single.where = f"--{name}"
-        if document:
-            error.located(document.positions.locate)
-        raise
+        raise error.located(positions.locate) from None
+    job._positions = positions
+    return job

@@ -11,6 +11,7 @@ from string import Template
 
 from distopt.config import Config, load_config
 from distopt.errors import ConfigError, raise_all
+from distopt.launch.checks import located
 from distopt.launch.job import Job
 
 _LABEL = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
@@ -127,7 +128,7 @@ def _checked(job: Job, arguments: Sequence[str]) -> Config:
             "", "a manifest holds the config: say which", allowed="distopt launch KIND cfg.yaml"
         )
     config = load_config(arguments[0], arguments[1:])
-    raise_all(error.located(config.locate) for error in _mistakes(job, config))
+    raise_all(located(error, job, config) for error in _mistakes(job, config))
     return config
 
 

@@ -81,7 +81,7 @@ class TensorBoard:
 
         points = dict(scalars(row))
         self._last_step = row["step"]
-        if not self._charts_drawn and "lr" in row:
+        if not self._charts_drawn and "loss" in row:
             self._writer.add_custom_scalars(charts(points))
             self._charts_drawn = True
         # One event for all: add_scalar makes one each, and 100 of them (50 groups) hold up the next step.
