@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.summary.writer import event_file_writer
 
 from distopt.monitor.tensorboard import TensorBoard, charts, scalars
 
+pytestmark = pytest.mark.usefixtures("event_files_in_order")
 GROUPS = [
     {
         "name": name,
@@ -27,12 +27,6 @@ GROUPS = [
         ("norm", ["norm"], {"weight_decay": "0.1 × 0 (norm_decay_mult) = 0"}, []),
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def files_in_the_order_they_were_opened(monkeypatch) -> None:
-    """TensorBoard orders those of one second and one process by a counter, as text: 10 before 9."""
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def row(step: int, loss: float = 1.0) -> dict[str, Any]:
