@@ -126,7 +126,7 @@ def test_the_time_limit_may_have_any_form_of_slurms(capsys, time):
         ("--time=4h", "time: no time limit of Slurm's"),
         ("--time=1-", "time: no time limit of Slurm's"),
         ("--time=5", "time: the signal to save, 300 s before the end, would come at the start"),
-        ("--memory=64GB", "memory: no amount of Slurm's"),
+        ("--memory=64GB", "memory: no amount of memory"),
         ("--name=my run", "name: has a blank"),
         ("--mounts=/data", "mounts: not of the form"),
     ],

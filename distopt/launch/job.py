@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from distopt.config import Section, validate
 from distopt.config.document import Document, KeyPath, Positions, read
 from distopt.config.section import Count, Text
 from distopt.errors import ConfigError
+
+
+def _amount(text: str) -> str:
+    if not re.fullmatch(r"\d+[KMGT]?", text):
+        allowed = "megabytes, or a whole number with K, M, G or T: 64G"
+        raise ConfigError("", "no amount of memory", given=text, allowed=allowed)
+    return text
 
 
 class Job(Section):
@@ -32,7 +40,7 @@ class Job(Section):
     cpus: Count | None = None
     """Of each node, cores; by default what the scheduler gives."""
 
-    memory: Text | None = None
+    memory: Annotated[Text, AfterValidator(_amount)] | None = None
     """Of each node, such as 64G; by default what the scheduler gives."""
 
     time: Text | None = None

@@ -17,7 +17,6 @@ from distopt.launch.job import Job
 _LABEL = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 """Names of Services and pods, with room for what is put behind them."""
 _CLAIM = re.compile(r"(?P<claim>[a-z0-9]([-.a-z0-9]*[a-z0-9])?):(?P<target>/[^:\s]*)")
-_MEMORY = re.compile(r"(?P<number>\d+)(?P<unit>[KMGT]?)")
 _PORT = 29500
 _CONFIG = "/etc/distopt/config.yaml"
 _CONTAINERS_OWN = 30
@@ -138,9 +137,6 @@ def _mistakes(job: Job, config: Config) -> Iterator[ConfigError]:
     if not re.fullmatch(_LABEL, job.name):
         allowed = "at most 40 of a-z, 0-9 and -, a letter first"
         yield ConfigError("name", "no name of a Service", given=job.name, allowed=allowed)
-    if job.memory is not None and not _MEMORY.fullmatch(job.memory):
-        allowed = "a whole number with K, M, G or T: 64G"
-        yield ConfigError("memory", "no amount", given=job.memory, allowed=allowed)
     malformed = [mount for mount in job.mounts if not _CLAIM.fullmatch(mount)]
     for mount in malformed:
         yield ConfigError("mounts", "not of the form", given=mount, allowed="CLAIM:/TARGET")
@@ -159,9 +155,7 @@ def _claim(mount: str) -> tuple[str, str]:
 
 def _quantity(memory: str) -> str:
     """Slurm's 64G, and its megabytes, are powers of two."""
-    found = _MEMORY.fullmatch(memory)
-    assert found  # by _mistakes
-    return f"{found['number']}{found['unit'] or 'M'}i"
+    return f"{memory}{'M' if memory.isdecimal() else ''}i"
 
 
 def _variable(name: str, value: str) -> str:

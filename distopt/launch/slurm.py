@@ -11,7 +11,6 @@ from distopt.launch.bash import script
 from distopt.launch.job import Job
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
-_MEMORY = re.compile(r"\d+[KMGT]?")
 
 
 def slurm(job: Job, arguments: Sequence[str]) -> str:
@@ -65,9 +64,6 @@ def _mistakes(job: Job) -> Iterator[ConfigError]:
         elif seconds <= job.grace:
             problem = f"the signal to save, {job.grace} s before the end, would come at the start"
             yield ConfigError("time", problem, given=job.time, allowed="more than grace")
-    if job.memory is not None and not _MEMORY.fullmatch(job.memory):
-        allowed = "megabytes, or a whole number with K, M, G or T: 64G"
-        yield ConfigError("memory", "no amount of Slurm's", given=job.memory, allowed=allowed)
     for name in ("name", "partition", "account", "image"):
         fact = getattr(job, name)
         if fact is not None and re.search(r"\s", fact):
