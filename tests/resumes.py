@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from distopt import Runner, load_config
 from distopt.callbacks import Callback
+from tests.kit.files import write_at_once
 
 State = dict[str, dict[str, Any]]
 
@@ -118,7 +119,7 @@ def write(folder: Path, **changes: Any) -> Path:
         **changes,
     }
     path = folder / "cfg.yaml"
-    path.write_text(yaml.safe_dump(content))
+    write_at_once(path, yaml.safe_dump(content))
     return path
 
 

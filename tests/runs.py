@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distopt import Runner, load_config
+from tests.kit.files import write_at_once
 
 STEPS = 12
 CONFIG: dict[str, Any] = {
@@ -49,7 +50,7 @@ def write_config(folder: Path, *, name: str = "cfg.yaml", **changes: Any) -> Pat
     """A config file in `folder` whose run directory is `folder / "run"`; `changes` replace whole sections."""
     path = folder / name
     content = {"work_dir": str(folder / "run"), **CONFIG, **changes}
-    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    write_at_once(path, yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
     return path
 
 
