@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from distopt import comm
 from distopt.models import ByteGPT
-from distopt.norms import clip_by_norm, group_norms, total_norm
+from distopt.norms import GroupNorms, clip_by_norm, total_norm
 from distopt.optim.local_shards import step_local_shards
 
 WARM_UP = 10
@@ -101,7 +101,7 @@ def clipping(name: str, turns: int) -> Row:
         nn.utils.clip_grad_norm_(parameters, MAX_NORM)
 
     def on_shards() -> None:
-        clip_by_norm(groups, total_norm(group_norms(groups)), MAX_NORM)
+        clip_by_norm(groups, total_norm(GroupNorms(groups).of_gradients()), MAX_NORM)
 
     row = _take_turns(name, "clipping", models[0], on_dtensors, on_shards, turns)
     for theirs, ours in zip(*(model.parameters() for model in models), strict=True):

@@ -80,6 +80,7 @@ class GradientStep:
         self._world = dist.get_world_size()
         self._is_fused = fused.is_fused(optimizer) and not self.scaler.is_enabled()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._norms = norms.GroupNorms(optimizer.param_groups)
         self._habits: Habits
         self.skips: Skips
 
@@ -143,13 +144,12 @@ class GradientStep:
         self.scaler.unscale_(self.optimizer)
         if self._habits.counts_items:
             self._divide_by_items(items, step.samples)
-        found = self._norms(measure=watch is not None)
+        found = self._gradient_norms(measure=watch is not None)
         norm = None if found is None else norms.total_norm(found)
         left_out = self.skips.judge(norm)
         if (watch or isinstance(left_out, bool)) and left_out:
             self.skips.note(step.micro_batches, shares)
-        groups = self.optimizer.param_groups
-        before = norms.copied(groups) if watch and self._measures_updates else None
+        before = self._norms.copied() if watch and self._measures_updates else None
         if left_out is not True:
             divisor = self._clip(found, norm)
             mark("optimizer")
@@ -160,7 +160,7 @@ class GradientStep:
             parameter.grad = None
         if watch is None:
             return Taken(left_out=left_out)
-        of_params, of_updates = (None, None) if before is None else norms.norms_and_updates(groups, before)
+        of_params, of_updates = (None, None) if before is None else self._norms.of_updates(before)
         return Taken(means, norm, found, of_params, of_updates, left_out)
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
@@ -195,11 +195,11 @@ class GradientStep:
         grads = norms.local_gradients(self._parameters)
         torch._foreach_mul_(grads, samples / torch.where(total > 0, total, 1))
 
-    def _norms(self, measure: bool) -> Tensor | None:
+    def _gradient_norms(self, measure: bool) -> Tensor | None:
         """Those of the groups, where anybody asks for them."""
         clips = self._clip_config is not None and self._clip_config.max_norm is not None
         if measure or clips or self._max_skipped:
-            return norms.group_norms(self.optimizer.param_groups)
+            return self._norms.of_gradients()
         return None
 
     def _clip(self, of_groups: Tensor | None, norm: Tensor | None) -> Tensor | None:

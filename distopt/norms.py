@@ -3,92 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate
+from torch.distributed.tensor import DTensor
 
 Groups = Sequence[Mapping[str, Any]]
 """`param_groups` of an optimizer."""
+_PIECE: Final = 2**20
 
 
-@torch.no_grad()
-def group_norms(groups: Groups) -> Tensor:
-    """The norm of each group's gradient over all ranks, on the gradients' device; every rank calls it.
+class GroupNorms:
+    """Norms of what belongs to each group's parameters, over all ranks, which all ask for the same ones.
 
-    Squares are added up over the ranks among which a gradient is sharded, all groups in one collective (one
+    Squares are added up over the ranks among which a parameter is sharded, all groups in one collective (one
     more for each further way of sharding); what every rank has whole counts once. The host waits for nothing.
 
-    Returns:
-        Of shape (groups,); 0 where no parameter of a group has a gradient.
-    """
-    return _norms_by_group(groups, [[p.grad for group in groups for p in group["params"]]])[0]
-
-
-@torch.no_grad()
-def copied(groups: Groups) -> list[Tensor]:
-    """This rank's part of all parameters, as they are now."""
-    return list(torch._foreach_clone(_local_parameters(groups)))
-
-
-@torch.no_grad()
-def norms_and_updates(groups: Groups, before: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The norm of each group's parameters before a step, and of what the step added; every rank calls it.
-
-    Both in one pass and one collective, as `group_norms`.
-
     Args:
-        groups: After the step.
-        before: From `copied`; used up.
-
-    Returns:
-        Two of shape (groups,).
+        groups: Whose parameters stay the same ones.
     """
-    updates = torch._foreach_sub(_local_parameters(groups), before)
-    found = _norms_by_group(groups, [before, list(updates)])
-    return found[0], found[1]
 
+    def __init__(self, groups: Groups) -> None:
+        by_ranks: dict[tuple[dist.ProcessGroup, ...], list[list[Tensor]]] = {}
+        for i, group in enumerate(groups):
+            for param in group["params"]:
+                cells = by_ranks.setdefault(_sharded_among(param), [[] for _ in groups])
+                cells[i].append(param)
+        cells = [cell for cells in by_ranks.values() for cell in cells]
+        self._among = list(by_ranks)
+        self._groups = len(groups)
+        self._params = [param for cell in cells for param in cell]
+        self._counts = [len(cell) for cell in cells]
+        # A norm in fp32 of very many elements at once is inexact on the CPU: by 0.0005 for 16 million.
+        elements = [sum(_local(param).numel() for param in cell) for cell in cells]
+        pieces = [[_PIECE] * (size // _PIECE) + [size % _PIECE] for size in elements]
+        self._pieces = [piece for of_cell in pieces for piece in of_cell]
+        self._piece_counts = [len(of_cell) for of_cell in pieces]
+        self._nothing = torch.zeros(0, device=self._params[0].device)
+        real = {param.dtype for param in self._params} <= {torch.float32, torch.float16, torch.bfloat16}
+        self._dtype = torch.float32 if real else None
 
-def _local_parameters(groups: Groups) -> list[Tensor]:
-    params = (p for group in groups for p in group["params"])
-    return [p.to_local() if isinstance(p, DTensor) else p for p in params]
+    def of_gradients(self) -> Tensor:
+        """Of shape (groups,), on the gradients' device; 0 where no parameter of a group has a gradient.
 
+        The collectives are the same where a rank has no gradient, since others may have one.
+        """
+        gradients = [self._nothing if (grad := p.grad) is None else _laid_out(grad, p) for p in self._params]
+        return self._over_ranks(gradients, self._counts)[0]
 
-def _norms_by_group(groups: Groups, rows: Sequence[Sequence[Tensor | None]]) -> Tensor:
-    """Norms of tensors that belong to parameters, or are this rank's part of such.
+    @torch.no_grad()
+    def copied(self) -> Tensor:
+        """This rank's part of all parameters as they are now, for `of_updates`: of one dimension."""
+        return torch.cat([_local(param).reshape(-1) for param in self._params])
 
-    Args:
-        groups: Whose parameters they belong to.
-        rows: Each has one for each parameter, in the order of the groups.
+    @torch.no_grad()
+    def of_updates(self, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the parameters before a step, and of what the step has added: two of shape (groups,).
 
-    Returns:
-        Of shape (rows, groups).
-    """
-    owners = [(i, param) for i, group in enumerate(groups) for param in group["params"]]
-    by_ranks: dict[tuple[dist.ProcessGroup, ...], list[list[Tensor]]] = {}
-    by_layout: dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[list[Tensor]]] = {}
-    for row, tensors in enumerate(rows):
-        for (i, param), tensor in zip(owners, tensors, strict=True):
-            # Without a gradient here, too: other ranks may have one, and the collectives are to be the same.
-            like = tensor if isinstance(tensor, DTensor) else param
-            layout = (like.device_mesh, like.placements) if isinstance(like, DTensor) else None
-            if layout not in by_layout:
-                ranks = _sharded_among(*layout) if layout else ()
-                by_layout[layout] = by_ranks.setdefault(ranks, [[] for _ in range(len(rows) * len(groups))])
-            if tensor is not None:
-                local = _summed(tensor).to_local() if isinstance(tensor, DTensor) else tensor
-                by_layout[layout][row * len(groups) + i].append(local)
-    cells = [cell for by_cell in by_ranks.values() for cell in by_cell]
-    norms = _norms([tensor for cell in cells for tensor in cell], like=groups[0]["params"][0])
-    of_cells = torch._foreach_norm(norms.split_with_sizes([len(cell) for cell in cells]))
-    squares = torch.stack(of_cells).square().view(len(by_ranks), len(rows), len(groups))
-    for of_ranks, ranks in zip(squares, by_ranks, strict=True):
-        for process_group in ranks:
-            dist.all_reduce(of_ranks, group=process_group)
-    return squares.sum(0).sqrt()
+        Both in one pass and one collective.
+
+        Args:
+            before: From `copied`.
+        """
+        updates = self.copied().sub_(before)
+        pieces = [*before.split_with_sizes(self._pieces), *updates.split_with_sizes(self._pieces)]
+        found = self._over_ranks(pieces, self._piece_counts * 2)
+        return found[0], found[1]
+
+    def _over_ranks(self, parts: list[Tensor], counts: list[int]) -> Tensor:
+        """Norms of tensors.
+
+        Args:
+            parts: This rank's, by row (any number of them), by ranks among which they are sharded, by group.
+            counts: How many belong together, in the same order.
+
+        Returns:
+            Of shape (rows, groups).
+        """
+        norms = torch.stack(torch._foreach_norm(parts, 2, self._dtype))
+        of_cells = torch.stack(torch._foreach_norm(norms.split_with_sizes(counts)))
+        of_cells = of_cells.view(-1, len(self._among), self._groups)
+        if not any(self._among):
+            return of_cells[:, 0]
+        squares = of_cells.square().transpose(0, 1).contiguous()
+        for of_ranks, ranks in zip(squares, self._among, strict=True):
+            for process_group in ranks:
+                dist.all_reduce(of_ranks, group=process_group)
+        return squares.sum(0).sqrt()
 
 
 def total_norm(norms: Tensor) -> Tensor:
@@ -147,14 +150,14 @@ def clip_by_norm(groups: Groups, norms: Tensor, max_norm: float) -> None:
             torch._foreach_mul_(of_group, scale)
 
 
-@torch.no_grad()
 def divisor(norm: Tensor, max_norm: float) -> Tensor | None:
     """A scalar to divide gradients of this norm by, in place of `clip_by_norm`; None where it is 1.
 
     On a GPU it is one in any case, for the host would have to wait.
     """
-    found = ((norm + 1e-6) / max_norm).clamp(min=1)
-    return None if found.device.type == "cpu" and found.item() == 1 else found
+    if norm.device.type == "cpu" and norm.item() + 1e-6 <= max_norm:
+        return None
+    return ((norm + 1e-6) / max_norm).clamp(min=1)
 
 
 @torch.no_grad()
@@ -166,27 +169,25 @@ def clip_by_value(groups: Groups, max_value: float) -> None:
         torch._foreach_clamp_max_(gradients, max_value)
 
 
-def _sharded_among(mesh: DeviceMesh, placements: tuple[Placement, ...]) -> tuple[dist.ProcessGroup, ...]:
+def _sharded_among(param: Tensor) -> tuple[dist.ProcessGroup, ...]:
     """Over which squares of shards add up to those of the whole."""
-    dims = (dim for dim, placement in enumerate(placements) if not _is_whole(placement))
-    return tuple(mesh.get_group(dim) for dim in dims)
+    if not isinstance(param, DTensor):
+        return ()
+    dims = (dim for dim, placement in enumerate(param.placements) if not placement.is_replicate())
+    return tuple(param.device_mesh.get_group(dim) for dim in dims)
 
 
-def _is_whole(placement: Placement) -> bool:
-    """Whether a rank has, or after `_summed` will have, all there is."""
-    return placement.is_replicate() or placement.is_partial()
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _summed(grad: DTensor) -> DTensor:
-    """The terms of a sum over ranks are added up first: the square of a sum is not the sum of squares."""
-    if any(placement.is_partial() for placement in grad.placements):
-        return grad.redistribute(placements=[Replicate() if _is_whole(p) else p for p in grad.placements])
-    return grad
+def _laid_out(grad: Tensor, param: Tensor) -> Tensor:
+    """This rank's part of a gradient, that is laid out as its parameter is.
 
-
-def _norms(tensors: list[Tensor], like: Tensor) -> Tensor:
-    """One of each tensor, of half precision in fp32."""
-    if not tensors:
-        return torch.zeros(0, device=like.device)
-    real = {tensor.dtype for tensor in tensors} <= {torch.float32, torch.float16, torch.bfloat16}
-    return torch.stack(torch._foreach_norm(tensors, 2, torch.float32 if real else None))
+    The terms of a sum over ranks are so added up first: the square of a sum is not the sum of squares.
+    """
+    if not isinstance(grad, DTensor):
+        return grad
+    if isinstance(param, DTensor) and grad.placements != param.placements:
+        grad = grad.redistribute(placements=param.placements)
+    return grad.to_local()

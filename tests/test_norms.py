@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from distopt import build_optimizer, parallel
 from distopt.config import StrategyConfig
-from distopt.norms import clip_by_norm, clip_by_value, divisor, group_norms, local_gradients, total_norm
+from distopt.norms import GroupNorms, clip_by_norm, clip_by_value, divisor, local_gradients, total_norm
 from tests.kit import run_distributed
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def clipped(strategy: dict, max_norm: float, per_group: bool) -> tuple[list[float], dict[str, Tensor]]:
     net, groups = with_gradients(strategy)
-    norms = group_norms(groups)
+    norms = GroupNorms(groups).of_gradients()
     clip_by_norm(groups, norms if per_group else total_norm(norms), max_norm)
     return [*norms.tolist(), total_norm(norms).item()], gradients(net)
 
@@ -117,7 +117,7 @@ def layouts_beside_one_another() -> float:
         if isinstance(grad, DTensor):
             params[i] = nn.Parameter(distribute_tensor(torch.zeros(2, 3), mesh, [Replicate()] * 2))
         params[i].grad = grad
-    norms = group_norms([{"params": params[i::2]} for i in range(2)])
+    norms = GroupNorms([{"params": params[i::2]} for i in range(2)]).of_gradients()
     return (norms.square().sum() / value.square().sum()).item()
 
 
@@ -129,7 +129,7 @@ def without_gradients_on_a_rank(rank: int | None) -> list[float]:
     net, groups = with_gradients({"type": "fsdp"})
     for p in net.parameters():
         p.grad = torch.ones_like(p) if rank is not None and dist.get_rank() != rank else None
-    norms = group_norms(groups)
+    norms = GroupNorms(groups).of_gradients()
     clip_by_norm(groups, total_norm(norms), 1.0)
     clip_by_value(groups, 1.0)
     return norms.tolist()
@@ -153,7 +153,7 @@ def test_what_is_not_finite_ends_as_with_torch(value):
         params[0].grad, params[1].grad = torch.ones(3), torch.tensor([1.0, value, -1.0])
         if ours:
             groups = [{"params": params}]
-            norms = group_norms(groups)
+            norms = GroupNorms(groups).of_gradients()
             clip_by_norm(groups, total_norm(norms), 1.0)
             norm = total_norm(norms)
         else:
@@ -167,11 +167,19 @@ def test_what_is_not_finite_ends_as_with_torch(value):
 def test_the_norm_is_no_less_exact_than_fp32(dtype):
     param = nn.Parameter(torch.zeros(1000, dtype=dtype))
     param.grad = torch.full_like(param, 10000.0)
-    norms = group_norms([{"params": [param]}])
+    norms = GroupNorms([{"params": [param]}]).of_gradients()
     assert norms.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(
         norms, param.grad.to(torch.complex128).norm()[None], check_dtype=False, rtol=1e-3, atol=0
     )
+
+
+def test_the_norm_of_many_parameters_is_exact():
+    param = nn.Parameter(torch.rand(2**24, generator=torch.Generator().manual_seed(0)))
+    norms = GroupNorms([{"params": [param]}])
+    of_params, of_updates = norms.of_updates(norms.copied())
+    assert of_params.item() == pytest.approx(param.double().norm().item(), rel=5e-5)
+    assert of_updates.item() == 0
 
 
 def test_each_element_is_cut():

@@ -96,7 +96,6 @@ class MovingStatistics:
         if self._homes:
             self._kept = torch.cat([buffer.flatten() for buffer in self._buffers()])
 
-    @torch.no_grad()
     def put_back(self, condition: Tensor | bool) -> None:
         """Makes them what they were where the condition holds, without asking a device whether it does."""
         if not self._homes or condition is False:
