@@ -128,9 +128,12 @@ def gather_numbers(values: Sequence[torch.Tensor | float], device: torch.device)
 
 
 def _packed(values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
-    return torch.stack(
-        [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values]
-    )
+    numbers = [0.0 if isinstance(value, torch.Tensor) else value for value in values]
+    packed = torch.tensor(numbers, dtype=torch.float64, device=device)
+    for i, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            packed[i] = value.detach()
+    return packed
 
 
 def gather(value: T) -> list[T]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +19,19 @@ TARGETS = ("target", "targets", "label", "labels")
 Number = Tensor | float
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came out of one batch.
-
-    Attributes:
-        loss: Scalar: the mean over the batch's items.
-        items: How many items that was; None where nothing said so, and each sample counts as one.
-        fields: All that was returned, by name.
-        prediction: What metrics look at: the output's `logits`, or the output.
-        target: What they compare it with; None where the batch has none.
-    """
+class Outcome(NamedTuple):
+    """What came out of one batch."""
 
     loss: Tensor
+    """Scalar: the mean over the batch's items."""
     items: Number | None
+    """How many items that was; None where nothing said so, and each sample counts as one."""
     fields: Mapping[str, Any]
+    """All that was returned, by name."""
     prediction: Any
+    """What metrics look at: the output's `logits`, or the output."""
     target: Any
+    """What they compare it with; None where the batch has none."""
 
 
 class Objective:

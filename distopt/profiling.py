@@ -95,10 +95,10 @@ class Profiler:
 
     def is_requested(self) -> bool:
         """Whether somebody has asked for a trace by a file; once for each. For rank 0 alone to ask."""
+        if not self._request.exists():
+            return False
         try:
             self._request.unlink()
-        except FileNotFoundError:
-            return False
         except OSError as error:
             self._fail(error)
             return False

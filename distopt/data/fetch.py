@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,8 +93,7 @@ class Loader:
         seed: int,
     ) -> None:
         self._key = reader.key if collate is None else "data.collate"
-        seeds_here = num_workers == 0 and isinstance(reader, MapReader)
-        fetcher = _Fetcher(reader, collate, _kept_generator if seeds_here else nullcontext)
+        fetcher = _Fetcher(reader, collate, seeds_here=num_workers == 0 and isinstance(reader, MapReader))
         if num_workers == 0 and not pin:  # nothing is left for a DataLoader to do
             self._answers: Callable[[], Iterator[Any]] = lambda: map(fetcher.__getitem__, requests)
             return
@@ -150,42 +148,29 @@ class _Fetcher(Dataset[Draw | ConfigError | None]):
     Args:
         reader: Reads the samples.
         collate: Makes a batch of them.
-        around: The context in which both do it.
+        seeds_here: Whether the reader seeds the generators of the training process. Then torch's on the CPU,
+            which dropout draws from, is put back. Those of Python and NumPy stay as they were seeded: to
+            keep Python's would take 40 µs of each batch.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        collate: Collate | None,
-        around: Callable[[], AbstractContextManager[None]],
-    ) -> None:
+    def __init__(self, reader: Reader, collate: Collate | None, *, seeds_here: bool) -> None:
         self.reader = reader
         self.collate = collate
-        self.around = around
+        self.seeds_here = seeds_here
 
     def __getitem__(self, request: Any) -> Draw | ConfigError | None:
+        dropout = torch.default_generator.get_state() if self.seeds_here else None
         try:
-            with self.around():
-                draw = self.reader.read(request)
-                if draw is None:
-                    return None
-                batch = make_batch(draw.content, draw.ids, self.collate, self.reader.key)
-                return draw._replace(content=batch)
+            draw = self.reader.read(request)
+            if draw is None:
+                return None
+            batch = make_batch(draw.content, draw.ids, self.collate, self.reader.key)
+            return draw._replace(content=batch)
         except ConfigError as error:
             return error
-
-
-@contextmanager
-def _kept_generator() -> Iterator[None]:
-    """Puts torch's generator on the CPU, which dropout draws from, back after the block, which may seed it.
-
-    Those of Python and NumPy stay as they were seeded: to keep Python's would take 40 µs of each batch.
-    """
-    state = torch.default_generator.get_state()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
+        finally:
+            if dropout is not None:
+                torch.default_generator.set_state(dropout)
 
 
 def _seed_all(seed: int, epoch: int, first: int) -> None:

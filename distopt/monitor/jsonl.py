@@ -25,7 +25,11 @@ class JsonLines:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends `row`. A number that is not finite becomes null: JSON has none."""
-        self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        try:
+            line = json.dumps(row, allow_nan=False)
+        except ValueError:
+            line = json.dumps(finite(row))
+        self._file.write(line + "\n")
 
     def flush(self) -> None:
         self._file.flush()
