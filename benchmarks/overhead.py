@@ -218,13 +218,13 @@ def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int, war
 
 
 def line(row: Row) -> str:
-    """A line of the table: times are medians over repetitions, in milliseconds; ratios are distopt / hand."""
+    """A line of the table: milliseconds, and ratios distopt / hand of pairs; medians over repetitions."""
     hand, runner = (median(t.median for t in timings) for timings in (row.hand, row.runner))
     pairs = list(zip(row.runner, row.hand, strict=True))
     ratios = [ours.median / theirs.median for ours, theirs in pairs]
     of_means = median(ours.mean / theirs.mean for ours, theirs in pairs)
     return (
-        f"| {row.strategy} | {row.step} | {1e3 * hand:.2f} | {1e3 * runner:.2f} | {runner / hand:.3f}"
+        f"| {row.strategy} | {row.step} | {1e3 * hand:.2f} | {1e3 * runner:.2f} | {median(ratios):.3f}"
         f" | {min(ratios):.3f}–{max(ratios):.3f} | {of_means:.3f} |"
     )
 
