@@ -12,7 +12,11 @@ from torch.distributed.tensor import DTensor
 
 Groups = Sequence[Mapping[str, Any]]
 """`param_groups` of an optimizer."""
-_PIECE: Final = 2**20
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+_BUCKET: Final = 2**20
+"""Elements: small tensors are copied and measured together, and large ones in parts of so many, since a norm
+in fp32 of very many at once is inexact on the CPU: by 0.0005 for 16 million."""
 
 
 class GroupNorms:
@@ -36,11 +40,7 @@ class GroupNorms:
         self._groups = len(groups)
         self._params = [param for cell in cells for param in cell]
         self._counts = [len(cell) for cell in cells]
-        # A norm in fp32 of very many elements at once is inexact on the CPU: by 0.0005 for 16 million.
-        elements = [sum(_local(param).numel() for param in cell) for cell in cells]
-        pieces = [[_PIECE] * (size // _PIECE) + [size % _PIECE] for size in elements]
-        self._pieces = [piece for of_cell in pieces for piece in of_cell]
-        self._piece_counts = [len(of_cell) for of_cell in pieces]
+        self._buckets = [_buckets(cell) for cell in cells]
         self._nothing = torch.zeros(0, device=self._params[0].device)
         real = {param.dtype for param in self._params} <= {torch.float32, torch.float16, torch.bfloat16}
         self._dtype = torch.float32 if real else None
@@ -51,39 +51,48 @@ class GroupNorms:
         The collectives are the same where a rank has no gradient, since others may have one.
         """
         gradients = [self._nothing if (grad := p.grad) is None else _laid_out(grad, p) for p in self._params]
-        return self._over_ranks(gradients, self._counts)[0]
+        return self._over_ranks(self._norms(gradients), self._counts)[0]
 
     @torch.no_grad()
-    def copied(self) -> Tensor:
-        """This rank's part of all parameters as they are now, for `of_updates`: of one dimension."""
-        return torch.cat([_local(param).reshape(-1) for param in self._params])
+    def copied(self) -> list[list[Tensor]]:
+        """This rank's part of all parameters as they are now, for `of_updates`."""
+        return [[_flat(bucket) for bucket in buckets] for buckets in self._buckets]
 
     @torch.no_grad()
-    def of_updates(self, before: Tensor) -> tuple[Tensor, Tensor]:
+    def of_updates(self, before: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
         """Of the parameters before a step, and of what the step has added: two of shape (groups,).
 
-        Both in one pass and one collective.
+        One small collective for both, and the memory of no second copy.
 
         Args:
             before: From `copied`.
         """
-        updates = self.copied().sub_(before)
-        pieces = [*before.split_with_sizes(self._pieces), *updates.split_with_sizes(self._pieces)]
-        found = self._over_ranks(pieces, self._piece_counts * 2)
+        of_params, of_updates = list[Tensor](), list[Tensor]()
+        counts = []
+        for buckets, were in zip(self._buckets, before, strict=True):
+            first = len(of_params)
+            for bucket, was in zip(buckets, were, strict=True):
+                of_params += self._norms(torch.split(was, _BUCKET))
+                of_updates += self._norms(torch.split(_flat(bucket).sub_(was), _BUCKET))
+            counts.append(len(of_params) - first)
+        found = self._over_ranks([*of_params, *of_updates], counts * 2)
         return found[0], found[1]
 
-    def _over_ranks(self, parts: list[Tensor], counts: list[int]) -> Tensor:
-        """Norms of tensors.
+    def _norms(self, tensors: Tensors) -> Tensors:
+        """One of each; of half precision in fp32."""
+        return torch._foreach_norm(tensors, 2, self._dtype)
+
+    def _over_ranks(self, norms: Tensors, counts: Sequence[int]) -> Tensor:
+        """Those of groups, from those of parts.
 
         Args:
-            parts: This rank's, by row (any number of them), by ranks among which they are sharded, by group.
+            norms: This rank's, by row (any number of them), by ranks among which a part is sharded, by group.
             counts: How many belong together, in the same order.
 
         Returns:
             Of shape (rows, groups).
         """
-        norms = torch.stack(torch._foreach_norm(parts, 2, self._dtype))
-        of_cells = torch.stack(torch._foreach_norm(norms.split_with_sizes(counts)))
+        of_cells = torch.stack(torch._foreach_norm(torch.stack(norms).split_with_sizes(counts)))
         of_cells = of_cells.view(-1, len(self._among), self._groups)
         if not any(self._among):
             return of_cells[:, 0]
@@ -175,6 +184,25 @@ def _sharded_among(param: Tensor) -> tuple[dist.ProcessGroup, ...]:
         return ()
     dims = (dim for dim, placement in enumerate(param.placements) if not placement.is_replicate())
     return tuple(param.device_mesh.get_group(dim) for dim in dims)
+
+
+def _buckets(params: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Small ones together, in their order."""
+    buckets: list[list[Tensor]] = []
+    space = 0
+    for param in params:
+        size = _local(param).numel()
+        if not buckets or size > space:
+            buckets.append([])
+            space = _BUCKET
+        buckets[-1].append(param)
+        space -= size
+    return buckets
+
+
+def _flat(params: Sequence[Tensor]) -> Tensor:
+    """A copy of this rank's part of them, of one dimension."""
+    return torch.cat([_local(param).reshape(-1) for param in params])
 
 
 def _local(tensor: Tensor) -> Tensor:
