@@ -60,7 +60,15 @@ def said(folder: Path, rank: int | None, strategy: str, num_workers: int = 0) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, None])
-@pytest.mark.parametrize(("strategy", "num_workers"), [("ddp", 0), ("ddp", 1), ("fsdp", 0), ("fsdp", 1)])
+@pytest.mark.parametrize(
+    ("strategy", "num_workers"),
+    [
+        ("ddp", 0),
+        ("fsdp", 1),
+        pytest.param("ddp", 1, marks=pytest.mark.system),
+        pytest.param("fsdp", 0, marks=pytest.mark.system),
+    ],
+)
 def test_it_is_said_once_and_is_the_reason_on_record(tmp_path, strategy, num_workers, rank):
     stderr = said(tmp_path, rank, strategy, num_workers)
     assert stderr.count("BadThirdBatch.__getitems__([") == 1
