@@ -17,7 +17,7 @@ _PATIENCE: Final = 10
 
 
 class Spread:
-    """Watches how long each rank takes where it waits for no other, and tells once of one that is slow.
+    """Watches how long each rank takes where it waits for no other, and tells once of each that is slow.
 
     The time of a whole step says nothing: every rank waits for the slowest.
 
@@ -29,6 +29,7 @@ class Spread:
     def __init__(self, hosts: Sequence[str], parts: Sequence[str]) -> None:
         self._hosts, self._parts = hosts, parts
         self._suspect, self._seen = -1, 0
+        self._told: set[int] = set()
 
     def observe(self, times: Tensor, step_time: float) -> dict[str, float]:
         """Takes note of one step.
@@ -48,7 +49,8 @@ class Spread:
             self._seen += 1
         else:
             self._suspect, self._seen = slowest, 1
-        if slowest == self._suspect and self._seen == _PATIENCE:
+        if slowest == self._suspect and self._seen == _PATIENCE and slowest not in self._told:
+            self._told.add(slowest)  # one that is slow at most times would be told of for ever
             self._tell(slowest, times)
         return {
             "slowest": totals[slowest].item(),

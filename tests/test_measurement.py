@@ -141,6 +141,15 @@ def test_a_rank_that_holds_up_the_others_is_told_of_once(caplog):
     ]
 
 
+def test_a_rank_that_is_slow_again_and_again_is_told_of_once(caplog):
+    spread = Spread(["a", "b"], ["data", "forward"])
+    for _ in range(3):
+        observe(spread, 0.5, 1.5, times=12)
+        observe(spread, 0.5, 0.5, times=1)
+    observe(spread, 1.5, 0.5, times=12)
+    assert [record.message.split(" holds")[0] for record in caplog.records] == ["rank 1 (b)", "rank 0 (a)"]
+
+
 def test_ranks_that_are_slow_by_turns_are_not_told_of(caplog):
     spread = Spread(["a", "b", "c"], ["data", "forward"])
     for _ in range(20):
