@@ -36,6 +36,8 @@ class Taken(NamedTuple):
     """Of each group's parameters, before the step: (groups,)."""
     update_norms: Tensor | None = None
     """Of what the step added to them."""
+    loss_scale: Tensor | None = None
+    """What the loss was multiplied by, with fp16."""
     left_out: Tensor | bool = False
     """Whether the step was left out, as `Skips.judge` says it; known whether measured or not."""
 
@@ -150,6 +152,7 @@ class GradientStep:
         if (watch or isinstance(left_out, bool)) and left_out:
             self.skips.note(step.micro_batches, shares)
         before = self._norms.copied() if watch and self._measures_updates else None
+        scale = self._loss_scale() if watch else None
         if left_out is not True:
             divisor = self._clip(found, norm)
             mark("optimizer")
@@ -161,7 +164,7 @@ class GradientStep:
         if watch is None:
             return Taken(left_out=left_out)
         of_params, of_updates = (None, None) if before is None else self._norms.of_updates(before)
-        return Taken(means, norm, found, of_params, of_updates, left_out)
+        return Taken(means, norm, found, of_params, of_updates, scale, left_out)
 
     def _weight(self, outcome: Outcome, samples: int) -> Tensor | float:
         """The items of a micro-batch; a dummy has none."""
@@ -201,6 +204,10 @@ class GradientStep:
         if measure or clips or self._max_skipped:
             return self._norms.of_gradients()
         return None
+
+    def _loss_scale(self) -> Tensor | None:
+        """That of this step, as a scalar on the device; the scaler's `get_scale` would wait for it."""
+        return self.scaler.scale(torch.ones((), device=self._device)) if self.scaler.is_enabled() else None
 
     def _clip(self, of_groups: Tensor | None, norm: Tensor | None) -> Tensor | None:
         """Clips gradients; or returns what a fused optimizer is to divide them by."""

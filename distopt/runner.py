@@ -320,8 +320,8 @@ class Runner:
         stops, written, overdue, traces = everyones[:, :4].sum(0).tolist()
         row = self.measurement.row(self.step, self.epoch, means, taken, watch, everyones[:, 4:])
         self.interruption.pace(self.measurement.pace)
-        if self.config.precision == "fp16":
-            row["loss_scale"] = self.gradient_step.scaler.get_scale()
+        if taken.loss_scale is not None:
+            row["loss_scale"] = taken.loss_scale.item()
         row |= self.gradient_step.skips.report(self.step)
         self.callbacks.on_log(self, row)
         self.recording.log(row)

@@ -141,6 +141,11 @@ def test_a_run_goes_on_and_says_which_samples_and_parameters_it_were(tmp_path, c
     assert [told in message for message in caplog.messages if "left out" in message] == [True, True]
 
 
+def test_the_row_of_a_step_left_out_has_the_loss_scale_that_it_used(tmp_path):
+    train_alone(fragile_run(tmp_path, [*range(64)], precision="fp16", max_steps=3))
+    assert [row["loss_scale"] for row in rows(tmp_path / "run")] == [2.0**16, 2.0**15, 2.0**14]
+
+
 def test_too_many_in_a_row_end_the_run_and_leave_sound_checkpoints(tmp_path):
     path = fragile_run(tmp_path, [*range(64)], max_skipped=3, checkpoint={"every": 1})
     with pytest.raises(
