@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -14,14 +13,14 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from distopt.checkpoint import rng
+from distopt.errors import describe
 from distopt.objective import Objective
-
-logger = logging.getLogger(__name__)
 
 _BF16_PEAKS: Final = {
     "GB200": 2500e12,
     "B200": 2250e12,
     "B100": 1750e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
@@ -56,11 +55,11 @@ def peak_of(name: str, precision: str) -> float | None:
     return found and share and found * share
 
 
-def of_batch(model: nn.Module, loss: Callable[[Any, Any], Any] | None, batch: Any) -> float | None:
+def of_batch(model: nn.Module, loss: Callable[[Any, Any], Any] | None, batch: Any) -> float | str:
     """FLOPs of forward and backward of a batch, without computing anything.
 
     Matrix products, convolutions and attention count, as the author wrote them: nothing for what activation
-    checkpointing computes again. None for a model that cannot be run on the meta device.
+    checkpointing computes again. A model that cannot be run on the meta device gives the reason, as text.
 
     Args:
         model: Unwrapped; neither it nor its buffers are touched.
@@ -78,8 +77,7 @@ def of_batch(model: nn.Module, loss: Callable[[Any, Any], Any] | None, batch: An
             loss_of = objective(tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), batch)).loss
             loss_of.backward()  # type: ignore[no-untyped-call]
     except Exception as error:
-        logger.info("the FLOPs of a step are not known: %s", error)
-        return None
+        return describe(error)
     finally:
         rng.restore(random_state)
     return float(counter.get_total_flops())
@@ -90,5 +88,4 @@ class _Stateless(nn.Module):
 
     def __init__(self, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self._call = lambda *args, **kwargs: functional_call(model, state, args, kwargs, tie_weights=True)
-        self.forward = self._call
+        self.forward = lambda *args, **kwargs: functional_call(model, state, args, kwargs, tie_weights=True)

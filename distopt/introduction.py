@@ -48,6 +48,8 @@ def introduce(runner: Runner) -> list[str]:
         logger.warning("torch.compile breaks the graph, which costs speed, at %s", place)
     if late := late_for_torchrun(start.save_seconds):
         logger.warning(late)
+    if why := runner.prepared.flops_unknown:
+        logger.info("mfu is not known: %s", why)
     ranks = comm.gather(environment.this_rank(runner.device))
     if runner.world.is_main:
         runner.recording.describe(environment.environment(ranks), _schedule(runner))

@@ -50,6 +50,8 @@ class Preparation:
     max_steps: int
     flops_per_sample: float | None
     """Of forward and backward; counted where they can be set against the device's peak."""
+    flops_unknown: str | None
+    """Why they were to be counted, and are not."""
     metrics: Mapping[str, Any]
     callbacks: dict[str, Callback]
 
@@ -90,9 +92,9 @@ def prepare(config: Config, given: Given, world: World, device: torch.device, st
     objective = Objective(model, loss)
     first = batches.first_batch()
     objective.check(first)
-    counted = None
-    if first is not None and flops.peak(device, config.precision):
-        counted = flops.of_batch(model, loss, first)
+    counted: float | str | None = None
+    if flops.peak(device, config.precision):
+        counted = "a stream has no first batch" if first is None else flops.of_batch(model, loss, first)
     if config.eval and eval_batches:
         objective.check(eval_batches.first_batch(), key="data.val")
     max_steps = config.max_steps or (batches.steps_per_epoch or 0) * (config.max_epochs or 0)
@@ -111,7 +113,8 @@ def prepare(config: Config, given: Given, world: World, device: torch.device, st
         batches,
         eval_batches,
         max_steps,
-        counted and counted / layout.micro_batch_size,
+        counted / layout.micro_batch_size if isinstance(counted, float) else None,
+        counted if isinstance(counted, str) else None,
         parts.metrics(config, device),
         parts.callbacks(config, given.callbacks),
     )

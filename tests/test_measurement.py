@@ -178,18 +178,31 @@ def test_counting_flops_leaves_the_model_and_the_random_state_alone():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout())
     batch = torch.randn(8, 4), torch.randn(8, 4)
     state, random_state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    assert flops.of_batch(model, torch.nn.MSELoss(), batch) is not None
+    assert isinstance(flops.of_batch(model, torch.nn.MSELoss(), batch), float)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_flops_of_a_model_that_looks_at_its_values_are_not_known():
-    class Looks(torch.nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) if x.sum().item() < 1e9 else x
+class Looks(torch.nn.Linear):
+    """Looks at its values, which the meta device does not have."""
 
-    assert flops.of_batch(Looks(4, 4), torch.nn.MSELoss(), (torch.randn(8, 4), torch.randn(8, 4))) is None
+    def __init__(self) -> None:
+        super().__init__(9, 9)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        output = super().forward(windows.float())
+        return output.square().mean() if windows.sum().item() > 0 else output.mean()
+
+
+def test_why_the_share_of_the_peak_is_not_known_is_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(flops, "peak", lambda device, precision: 1e12)
+    model, optimizer = {"type": f"{__name__}:Looks"}, {"type": "SGD", "lr": 0.1}
+    path = write_config(tmp_path, model=model, optimizer=optimizer, max_steps=1, eval=None)
+    train_alone(path, "strategy=single")
+    assert "mfu" not in rows(tmp_path / "run")[-1]["perf"]
+    log = (tmp_path / "run" / "logs" / "rank0.log").read_text()
+    assert "mfu is not known: RuntimeError: Tensor.item() cannot be called on meta tensors" in log
 
 
 @pytest.mark.parametrize(
