@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -95,7 +96,7 @@ class Profiler:
 
     def is_requested(self) -> bool:
         """Whether somebody has asked for a trace by a file; once for each. For rank 0 alone to ask."""
-        if not self._request.exists():
+        if not os.path.lexists(self._request):  # to ask a read-only disk to remove it would be an error
             return False
         try:
             self._request.unlink()
@@ -106,6 +107,7 @@ class Profiler:
 
     def request(self, step: int) -> None:
         """Asks for a trace that begins after the next step; to be called on all ranks at the same `step`."""
+        self._is_failing = False  # who asks again is told again
         self._begins = sorted({*self._begins, max(step + 2, self._last + 1)})
         if self.next > step:
             self.next = self._next()

@@ -261,9 +261,10 @@ class Runner:
             logs = self.step + 1 == first or self._due(config.log.every, self.step + 1)
             self.progress.mark(self.step + 1, "step")
             self.schedule.apply(self.step)
-            watch = Stopwatch(self.device, "data") if logs else None
             if self.step + 1 >= self.profiler.next:
-                self.profiler.begin(self.step + 1)
+                with self.throughput.pause():
+                    self.profiler.begin(self.step + 1)
+            watch = Stopwatch(self.device, "data") if logs else None
             taken = self.gradient_step.take(next(steps), watch, self.profiler.regions)
             if self.ema:
                 self.ema.update(unless=taken.left_out)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import pytest
 
 from distopt import ConfigError, Runner, load_config
 from distopt.callbacks import Callback, Run
+from distopt.monitor import Throughput
 from distopt.operators import own_times, table
+from distopt.profiling import REQUEST, Profiler
 from tests.kit import run_distributed, run_torchrun
-from tests.runs import losses, status, train, train_alone, write_config
+from tests.runs import losses, rows, status, train, train_alone, write_config
 
 STRATEGIES = ("ddp", "fsdp")
 SHORT: dict[str, Any] = {"max_steps": 7, "eval": None, "checkpoint": {}}
@@ -175,6 +180,47 @@ def test_a_trace_that_cannot_be_written_is_a_warning_and_training_goes_on(tmp_pa
     assert status(tmp_path / "run")["state"] == "done"
     log = (tmp_path / "run" / "logs" / "rank0.log").read_text()
     assert log.count("the profiler fails, training goes on: FileExistsError") == 1
+
+
+def test_who_asks_for_a_trace_again_is_told_again_that_it_cannot_be_written(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "traces").touch()
+    path = write_config(tmp_path, **{**SHORT, "max_steps": 8}, profile={"steps": 1})
+    Runner(load_config(path), callbacks=[Touching([1, 4])]).train()
+    log = (tmp_path / "run" / "logs" / "rank0.log").read_text()
+    assert log.count("the profiler fails, training goes on: FileExistsError") == 2
+
+
+def test_a_disk_that_has_become_read_only_is_no_failure_of_a_profiler_that_nobody_asked(
+    tmp_path, monkeypatch
+):
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == REQUEST:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    train_alone(write_config(tmp_path, **SHORT))
+    assert "profiler" not in (tmp_path / "run" / "logs" / "rank0.log").read_text()
+
+
+def test_what_it_takes_to_begin_a_trace_is_no_part_of_the_step(tmp_path, monkeypatch):
+    clock, begin = time.perf_counter, Profiler.begin
+    passed = 0.0
+
+    def begin_slowly(profiler: Profiler, step: int) -> None:
+        nonlocal passed
+        passed += 1000.0
+        begin(profiler, step)
+
+    monkeypatch.setattr(Profiler, "begin", begin_slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + passed)
+    monkeypatch.setattr("distopt.runner.Throughput", partial(Throughput, clock=time.perf_counter))
+    train_alone(write_config(tmp_path, **SHORT, profile={"begin": [4], "steps": 1}))
+    for row in rows(tmp_path / "run"):
+        assert row["time"]["data"] + row["perf"]["step_time"] < 1000
 
 
 BAD = {
