@@ -79,6 +79,11 @@ def test_momentum_is_recorded_per_group_where_the_row_has_it() -> None:
     assert dict(scalars({"step": 1, "momentum": {"default": 0.9}})) == {"momentum/default": 0.9}
 
 
+def test_a_number_that_a_callback_adds_is_a_curve_of_its_name_and_what_is_none_is_no_point() -> None:
+    added = {"longest": 2, "note": "text", "tags": [1, 2], "calibration": {"error": 0.5, "slope": None}}
+    assert dict(scalars({"step": 1, "epoch": 0, **added})) == {"longest": 2, "calibration/error": 0.5}
+
+
 def test_points_stand_at_the_step_of_their_row(tmp_path: Path) -> None:
     record(tmp_path, 0, 3)
     points = read(tmp_path).Scalars("lr/norm")

@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from distopt.cli.run_view import RunView
+from distopt.cli.wording import counted
 from distopt.errors import fitting
 from distopt.monitor.console import align
 from distopt.monitor.units import compact, duration, metric, step_time
@@ -124,7 +125,7 @@ def _facts(view: RunView) -> Iterator[tuple[str, str]]:
     if view.restarts:
         yield "restarts", str(view.restarts)
     if skipped := row.get("skipped"):
-        yield "skipped", f"{skipped} steps of this start"
+        yield "skipped", f"{counted(skipped, 'step')} of this start"
 
 
 def _rates(lr: Mapping[str, float], width: int, height: int) -> list[str]:

@@ -21,6 +21,7 @@ _SINGLE = {
     "loss_scale": "loss/scale",
     "skipped": "loss/skipped",
 }
+"""Numbers of ours that stand beside others; one of a callback has its own name."""
 _PER_GROUP = ("lr", "wd", "momentum", "grad_norm", "param_norm", "update_ratio")
 _LINES_PER_CHART = 5
 """All lines of a run have one colour and differ by their markers only: more are not told apart."""
@@ -107,9 +108,9 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in row.items():
         if isinstance(value, Mapping):
             section = _SECTIONS.get(key, key)
-            yield from ((f"{section}/{name}", number) for name, number in value.items())
-        elif key in _SINGLE:
-            yield _SINGLE[key], value
+            yield from ((f"{section}/{name}", item) for name, item in value.items() if item is not None)
+        elif isinstance(value, int | float) and key not in ("step", "epoch"):
+            yield _SINGLE.get(key, key), value
 
 
 def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
