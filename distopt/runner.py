@@ -244,7 +244,6 @@ class Runner:
         config, first = self.config, self.step + 1
         self.throughput = Throughput(
             self.step,
-            self.prepared.layout.batch_size,
             getattr(self.prepared.train_data, "tokens_per_sample", None),
             flops_per_sample=self.prepared.flops_per_sample,
             world=self.world.size,

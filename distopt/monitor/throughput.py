@@ -5,9 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-T = TypeVar("T")
+
+class Batch(Protocol):
+    """What the steps are taken on."""
+
+    @property
+    def samples(self) -> int:
+        """In the global batch: the last of an epoch may be smaller."""
+
+
+T = TypeVar("T", bound=Batch)
 
 
 class Throughput:
@@ -17,7 +26,6 @@ class Throughput:
 
     Args:
         step: Optimizer steps done so far. Time counts from here on.
-        samples_per_step: The global batch size.
         tokens_per_sample: Where the dataset says so.
         flops_per_sample: Where they are known, of forward and backward.
         world: Ranks.
@@ -28,32 +36,31 @@ class Throughput:
     def __init__(
         self,
         step: int,
-        samples_per_step: int,
         tokens_per_sample: int | None = None,
         flops_per_sample: float | None = None,
         world: int = 1,
         peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._samples_per_step = samples_per_step
         self._tokens_per_sample = tokens_per_sample
         self._flops_per_sample = flops_per_sample
         self._world, self._peak = world, peak
         self._clock = clock
-        self._waited = 0.0
+        self._waited, self._samples = 0.0, 0
         self._step = step
         self._since = clock()
         self.step_time = 0.0
         """Seconds per step, as measured last."""
 
     def waiting(self, steps: Iterator[T]) -> Iterator[T]:
-        """The same steps, with the wait for each counted as one for data."""
+        """The same steps, with the wait for each counted as one for data, and its samples."""
         while True:
             began = self._clock()
             step = next(steps, None)
             self._waited += self._clock() - began
             if step is None:
                 return
+            self._samples += step.samples
             yield step
 
     @property
@@ -76,8 +83,9 @@ class Throughput:
         now = self._clock()
         elapsed = now - self._since
         self.step_time = step_time = elapsed / (step - self._step)
-        self._step, self._since, self._waited = step, now, 0.0
-        samples = self._samples_per_step / step_time
+        samples = self._samples / elapsed
+        self._step, self._since = step, now
+        self._waited, self._samples = 0.0, 0
         rates = {"step_time": step_time, "samples_per_second": samples}
         if self._tokens_per_sample is not None:
             tokens = samples * self._tokens_per_sample
