@@ -153,13 +153,14 @@ class Recording(AbstractContextManager["Recording"]):
             self._status.update(step=self._step)
         self._monitor.log(row)
 
-    def saved(self, checkpoint: Path, seconds: float) -> None:
-        """Records that `checkpoint` is committed, and how long it took to be written."""
+    def saved(self, checkpoint: Path, row: Mapping[str, Any]) -> None:
+        """Records that `checkpoint` is committed, and its row, whose step may be some steps ago."""
         self._checkpoint = checkpoint
         self._monitor.flush()
         if self._status:
-            relative = self._relative(checkpoint)
-            self._status.update(step=self._step, checkpoint=relative, save_seconds=round(seconds, 3))
+            relative, seconds = self._relative(checkpoint), round(row["checkpoint"]["seconds"], 3)
+            self._status.update(step=self._step, checkpoint=relative, save_seconds=seconds)
+        self._monitor.log(row)
 
     def _relative(self, checkpoint: Path | None) -> str | None:
         """The checkpoint as the run directory knows it; one from elsewhere by its whole path."""

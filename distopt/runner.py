@@ -125,7 +125,7 @@ class Runner:
                     self._loop()
                 finally:
                     if checkpoint := self.saver.abandon():
-                        self.recording.saved(checkpoint, self.saver.seconds)
+                        self.recording.saved(checkpoint, self.saver.row)
             parallel.release(self.wrapped)
             del self.interruption, self.saver  # which hold process groups of their own
 
@@ -360,12 +360,12 @@ class Runner:
         with self.throughput.pause(), evaluating(self.optimizer):
             parallel.average_buffers(self.model)
             snapshot = self.state.capture(self.step, self.epoch, evaluated=self.evaluated)
-            self.saver.begin(self.step, snapshot, is_best=self._is_best, must_succeed=self._is_last)
+            self.saver.begin(
+                self.step, self.epoch, snapshot, is_best=self._is_best, must_succeed=self._is_last
+            )
 
-    def _saved(self, checkpoint: Path, seconds: float) -> None:
-        self.recording.saved(checkpoint, seconds)
-        times = {"seconds": seconds, "held": self.saver.held}
-        self.recording.log({"step": self.step, "epoch": self.epoch, "checkpoint": times})
+    def _saved(self, checkpoint: Path) -> None:
+        self.recording.saved(checkpoint, self.saver.row)
         self.callbacks.on_save(self, checkpoint)
 
     def _record(self) -> Recording:

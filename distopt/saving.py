@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,16 +41,16 @@ class Saver:
         config: Of the run.
         world: This process.
         device: This rank's own.
-        on_saved: Told of each checkpoint that is complete, and of the seconds that it took to be written.
+        on_saved: Told of each checkpoint that is complete.
     """
 
     def __init__(
-        self, config: Config, world: World, device: torch.device, on_saved: Callable[[Path, float], None]
+        self, config: Config, world: World, device: torch.device, on_saved: Callable[[Path], None]
     ) -> None:
         self.begun: int | None = None
         """The step whose checkpoint was begun last."""
-        self.held = 0.0
-        """Seconds that the training has waited for it."""
+        self._epoch = 0
+        self._held = 0.0  # seconds
         self._config, self._world = config, world
         self._on_saved = on_saved
         self._writer = Writer(asynchronous=config.checkpoint.asynchronous, device=device)
@@ -64,21 +65,23 @@ class Saver:
         return minutes is not None and time.monotonic() - self._last > 60 * minutes
 
     @property
-    def seconds(self) -> float:
-        """That the last one took to be written."""
-        return self._writer.seconds
+    def row(self) -> dict[str, Any]:
+        """What is recorded of the last one: seconds that it took to be written, and that training waited."""
+        times = {"seconds": self._writer.seconds, "held": self._held}
+        return {"step": self.begun, "epoch": self._epoch, "checkpoint": times}
 
     @property
     def is_written(self) -> bool:
         """Whether what was begun has been written by this rank, and waits for `finish`."""
         return self._writer.pending is not None and self._writer.is_done
 
-    def begin(self, step: int, snapshot: Snapshot, *, is_best: bool, must_succeed: bool) -> None:
+    def begin(self, step: int, epoch: int, snapshot: Snapshot, *, is_best: bool, must_succeed: bool) -> None:
         """Saves a snapshot, of which it takes a copy; where it must succeed, waits for it."""
         self.finish(must_succeed=must_succeed)
-        self.begun, self._last, self._is_best = step, time.monotonic(), is_best
+        self.begun, self._epoch, self._is_best = step, epoch, is_best
+        self._last = time.monotonic()
         self._writer.begin(directory.step_directory(self._config.work_dir, step), snapshot)
-        self.held = time.monotonic() - self._last
+        self._held = time.monotonic() - self._last
         if must_succeed or not self._config.checkpoint.asynchronous:
             self.finish(must_succeed=must_succeed)
 
@@ -92,7 +95,7 @@ class Saver:
         try:
             began = time.monotonic()
             path = self._writer.finish()
-            self.held += time.monotonic() - began
+            self._held += time.monotonic() - began
         except OSError as error:
             if must_succeed:
                 raise
@@ -100,8 +103,8 @@ class Saver:
             return
         if path is not None:
             self._settle(path)
-            self._on_saved(path, self.seconds)
-            late = None if self._told_late else late_for_torchrun(self.seconds)
+            self._on_saved(path)
+            late = None if self._told_late else late_for_torchrun(self._writer.seconds)
             if late:
                 logger.warning(late)
                 self._told_late = True

@@ -112,6 +112,23 @@ def test_flush_puts_everything_on_disk(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_after_a_full_disk_nothing_is_purged_for_a_checkpoint_that_is_told_of_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError("No space left on device")
+
+    writer = TensorBoard(tmp_path, 0)
+    for step in range(1, 6):
+        writer.log(row(step))
+    writer.log({"step": 2, "epoch": 0, "checkpoint": {"seconds": 1.0}})
+    monkeypatch.setattr(writer._writer, "flush", refuse)
+    writer.flush()
+    writer.log(row(6))
+    writer.close()
+    assert [point.step for point in read(tmp_path).Scalars("loss/train")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_config_is_kept_as_text_at_the_step_from_which_it_holds(tmp_path: Path) -> None:
     record(tmp_path, 0, 8)
     record(tmp_path, 5, 8)

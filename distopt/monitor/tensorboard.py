@@ -81,7 +81,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         points = dict(scalars(row))
-        self._last_step = row["step"]
+        self._last_step = max(self._last_step, row["step"])  # a checkpoint's row comes later than its step
         if not self._charts_drawn and "loss" in row:
             self._writer.add_custom_scalars(charts(points))
             self._charts_drawn = True
