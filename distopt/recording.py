@@ -13,6 +13,7 @@ from typing import Any
 from distopt.comm import World
 from distopt.config import Config
 from distopt.errors import ConfigError, PeerError, in_one_line
+from distopt.files import replace_text
 from distopt.monitor import Console, Monitor, Session, StatusFile, environment, flattened, rank_log
 from distopt.optim import Plan
 
@@ -76,8 +77,8 @@ class Recording(AbstractContextManager["Recording"]):
         with ExitStack() as stack:
             stack.enter_context(rank_log(work_dir / "logs", self._world.rank, self._console))
             if self._world.is_main:
-                _replace(work_dir / "config.yaml", config.to_yaml())
-                _replace(work_dir / "plan.json", self._plan.to_json())
+                replace_text(work_dir / "config.yaml", config.to_yaml())
+                replace_text(work_dir / "plan.json", self._plan.to_json())
                 self._status = stack.enter_context(
                     StatusFile(
                         work_dir / "status.json",
@@ -133,7 +134,7 @@ class Recording(AbstractContextManager["Recording"]):
 
     def describe(self, surroundings: Mapping[str, Any], schedule: str) -> None:
         """Records what the run trains in, from `environment`, and what its schedule will do, as Markdown."""
-        _replace(self._config.work_dir / "environment.json", json.dumps(surroundings, indent=2) + "\n")
+        replace_text(self._config.work_dir / "environment.json", json.dumps(surroundings, indent=2) + "\n")
         texts = {"run/environment": environment.markdown(surroundings), "run/schedule": schedule}
         self._monitor.describe(texts)
 
@@ -174,10 +175,3 @@ def _hparams(config: Config) -> dict[str, bool | float | str]:
     """What decides about the result, of all that the config says."""
     said = {key: value for key, value in config.to_dict().items() if key not in _NO_HPARAMS}
     return dict(flattened(said))
-
-
-def _replace(path: Path, text: str) -> None:
-    """All of it or, on a full disk, nothing: what an earlier start wrote is kept."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

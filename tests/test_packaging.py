@@ -36,7 +36,7 @@ PINS = {
 
 ENTRY = {"train", "cli", "__main__"}
 ROOMS = {"optim", "schedule", "parallel", "data", "models", "checkpoint", "monitor", "callbacks"}
-GROUND = {"names", "blocks", "comm", "rounds", "registry", "config", "errors"}
+GROUND = {"names", "blocks", "comm", "rounds", "registry", "config", "errors", "files"}
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:

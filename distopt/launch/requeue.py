@@ -22,6 +22,7 @@ from typing import Any, Literal
 from distopt.checkpoint.resume import find_start
 from distopt.config import Config, load_config
 from distopt.errors import LOST, SILENT, ConfigError
+from distopt.files import replace_text
 from distopt.launch.checks import check_resume
 from distopt.monitor.status import read_status
 
@@ -151,9 +152,7 @@ def _read(work_dir: Path, launch: str) -> tuple[list[Start], list[Start]]:
 
 def _write(work_dir: Path, starts: Sequence[Start]) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
-    draft = work_dir / f"{_RECORD}.tmp"
-    draft.write_text(json.dumps([asdict(start) for start in starts], indent=2) + "\n", encoding="utf-8")
-    draft.replace(work_dir / _RECORD)
+    replace_text(work_dir / _RECORD, json.dumps([asdict(start) for start in starts], indent=2) + "\n")
 
 
 if __name__ == "__main__":

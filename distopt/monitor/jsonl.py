@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distopt.files import replace_text
+
 
 class JsonLines:
     """Appends rows to a file, each written through to the system at once: a crash loses one row at most.
@@ -44,9 +46,7 @@ def _drop_after(path: Path, step: int) -> None:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
         if _step_of(line) <= step
     ]
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

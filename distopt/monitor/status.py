@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from distopt.errors import in_one_line
+from distopt.files import replace_text
 
 State = Literal["running", "done", "preempted", "failed"]
 
@@ -141,6 +142,4 @@ def _running(step: int, checkpoint: str | None, last_step: int | None) -> dict[s
 
 def _replace(path: Path, fields: Mapping[str, Any]) -> None:
     status = {**fields, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, json.dumps(status, indent=2) + "\n")
