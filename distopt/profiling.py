@@ -199,7 +199,8 @@ class Profiler:
         finally:
             for draft in (plain, packed):
                 draft.unlink(missing_ok=True)
-        steps = f"steps {self._first} to {done.step_num - 1}"
+        first, last = self._first, done.step_num - 1
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
         self._console.note(f"traced {steps}: {path}; open it at ui.perfetto.dev")
         logger.info("traced %s: %s\n%s", steps, path, table)
 

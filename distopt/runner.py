@@ -326,7 +326,8 @@ class Runner:
         self.callbacks.on_log(self, row)
         self.recording.log(row)
         if written == self.world.size:
-            self.saver.finish(must_succeed=False)
+            with self.throughput.pause():
+                self.saver.finish(must_succeed=False)
         if items and not math.isfinite(row["loss"]) and not self.config.max_skipped:
             raise FloatingPointError(f"the loss of step {self.step} is {row['loss']}")
         self._stopping |= stops > 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distopt import ConfigError, Runner, flops, load_config
 from distopt.callbacks import Callback, Run
 from distopt.cli import main
+from distopt.monitor import Throughput
+from distopt.saving import Saver
 from distopt.spread import Spread
 from distopt.stopwatch import Stopwatch
 from tests.kit import run_distributed
@@ -119,6 +123,23 @@ def test_a_checkpoint_tells_how_long_it_took_at_its_own_step_though_it_is_writte
     assert [row["step"] for row in saved] == [4, 8, 12]
     assert [row["epoch"] for row in saved] == [rows(alone[0])[step - 1]["epoch"] for step in (4, 8, 12)]
     assert all(row["checkpoint"]["seconds"] >= 0 <= row["checkpoint"]["held"] for row in saved)
+
+
+def test_a_checkpoint_that_is_finished_at_a_logged_step_is_no_part_of_the_next(tmp_path, monkeypatch):
+    finish, passed = Saver.finish, 0.0
+
+    def finish_slowly(saver: Saver, *, must_succeed: bool) -> None:
+        nonlocal passed
+        passed += 1000.0
+        finish(saver, must_succeed=must_succeed)
+
+    monkeypatch.setattr(Saver, "finish", finish_slowly)
+    monkeypatch.setattr(Saver, "is_written", property(lambda saver: saver.begun is not None))
+    clock = partial(Throughput, clock=lambda: time.perf_counter() + passed)
+    monkeypatch.setattr("distopt.runner.Throughput", clock)
+    train_alone(write_config(tmp_path, strategy="single", max_steps=6, eval=None, checkpoint={"every": 2}))
+    assert passed > 2000
+    assert all(row["perf"]["step_time"] < 100 for row in rows(tmp_path / "run"))
 
 
 def observe(spread: Spread, *totals: float, times: int) -> dict[str, float]:

@@ -148,7 +148,7 @@ def test_what_else_is_asked_for_is_in_the_trace_and_the_console_says_where_it_is
     assert any(event.get("cat") == "python_function" for event in found)
     assert any(event["name"] == "[memory]" for event in found)
     printed = capsys.readouterr().out.replace("\n", "")
-    assert "traced steps 2 to 2" in printed
+    assert "traced step 2: " in printed
     assert "ui.perfetto.dev" in printed
 
 
