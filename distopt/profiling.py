@@ -14,7 +14,7 @@ from typing import Final
 
 from torch.profiler import ProfilerAction, profile, record_function
 
-from distopt import operators
+from distopt import comm, operators
 from distopt.comm import World
 from distopt.config import Config
 from distopt.errors import listed
@@ -135,6 +135,7 @@ class Profiler:
                 self._profile.step()
         if step == self._last:
             self._stop()
+            comm.meet()  # the others are to wait here: in a step they would be taken to hang
             self._begins = [begin for begin in self._begins if begin > step]
             self.next = self._next()
 

@@ -33,11 +33,11 @@ class Mark(NamedTuple):
 
     @property
     def may_be_slow(self) -> bool:
-        """Whether this may take far longer than a step: loading, compiling, writing a checkpoint."""
-        return self.number <= 1 or self.phase in ("checkpoint", "end")
+        """Whether this may take far longer than a step: loading, compiling, a checkpoint, a trace."""
+        return self.number <= 1 or self.phase in ("checkpoint", "trace", "end")
 
     def __str__(self) -> str:
-        return f"step {self.step}, {self.phase}"
+        return f"step {self.step}" + (f", {self.phase}" if self.phase != "step" else "")
 
 
 class Progress:

@@ -272,6 +272,7 @@ class Runner:
             if watch:
                 self._log(taken, watch)
             if self.step >= self.profiler.next:
+                self.progress.mark(self.step, "trace")
                 with self.throughput.pause():
                     self.profiler.end(self.step)
             if config.eval and self._due(config.eval.every, self.step):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distopt import ConfigError, Runner, load_config
+from distopt import ConfigError, Runner, comm, load_config
 from distopt.callbacks import Callback, Run
 from distopt.monitor import Throughput
 from distopt.operators import own_times, table
@@ -221,6 +221,20 @@ def test_what_it_takes_to_begin_a_trace_is_no_part_of_the_step(tmp_path, monkeyp
     train_alone(write_config(tmp_path, **SHORT, profile={"begin": [4], "steps": 1}))
     for row in rows(tmp_path / "run"):
         assert row["time"]["data"] + row["perf"]["step_time"] < 1000
+
+
+def test_ranks_that_wait_for_a_trace_to_be_written_are_as_patient_as_with_a_checkpoint(tmp_path, monkeypatch):
+    runner = Runner(load_config(write_config(tmp_path, **SHORT, profile={"begin": [2], "steps": 1})))
+    meet, marks = comm.meet, []
+
+    def meet_and_tell() -> None:
+        marks.append(runner.progress.at)
+        meet()
+
+    monkeypatch.setattr(comm, "meet", meet_and_tell)
+    runner.train()
+    assert [str(mark) for mark in marks if mark.step == 2] == ["step 2, trace"]
+    assert all(mark.may_be_slow for mark in marks)
 
 
 BAD = {

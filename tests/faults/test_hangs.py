@@ -82,7 +82,7 @@ def test_the_cause_is_named_with_its_place_and_all_stacks_are_written(tmp_path, 
     assert reason in root_cause
     assert f"in {how}\n" in _stacks(tmp_path, rank)
     assert "in all_gather\n" in _stacks(tmp_path, 1 - rank)
-    assert f"rank {1 - rank}: step 3, step, in " in _stacks(tmp_path, rank)
+    assert f"rank {1 - rank}: step 3, in " in _stacks(tmp_path, rank)
 
 
 @pytest.mark.system  # torchrun takes half a minute to kill it
