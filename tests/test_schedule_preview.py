@@ -139,6 +139,14 @@ def test_an_overview_of_more_curves_than_a_plot_tells_apart_has_all_in_a_table()
     assert head == "| lr | step 1 | step 3 | step 4 | step 5 | step 6 | step 9 | step 12 |"
     assert [row.split()[1] for row in table[1:]] == [f"backbone.layer_{i:02}" for i in range(30)]
     assert "backb…e.layer_29" in text  # the end of a name is what tells it from others
+    assert " more (the table below has all)" in text
+
+
+def test_an_overview_of_as_many_curves_as_a_plot_tells_apart_draws_all():
+    of = many_groups(6)
+    text = overview(build_schedule(of, [WARMUP, COSINE], max_steps=12), of, 12)
+    assert "not shown" not in text
+    assert all(f"  {letter}  backbone.layer_{i:02}\n" in text for i, letter in enumerate("abcdef"))
 
 
 def test_an_overview_says_what_evaluation_will_decide():

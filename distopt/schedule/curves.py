@@ -17,7 +17,13 @@ _LONGEST = 16
 
 
 def drawn(
-    rows: Sequence[Row], steps: Collection[int], width: int, *, log: bool = False, coloured: bool = False
+    rows: Sequence[Row],
+    steps: Collection[int],
+    width: int,
+    *,
+    log: bool = False,
+    coloured: bool = False,
+    rest: str = "distopt schedule --json and --out have all",
 ) -> Iterator[str | Text]:
     """The lines that show every option of `rows`, each after an empty one.
 
@@ -27,14 +33,21 @@ def drawn(
         width: In characters.
         log: Draw lr on a logarithmic scale.
         coloured: For a terminal.
+        rest: Where the curves are for which there is no room.
     """
     for option in rows[0].values:
         yield ""
-        yield from _option(option, rows, steps, width, log=log and option == "lr", coloured=coloured)
+        yield from _option(option, rows, steps, width, log and option == "lr", coloured, rest)
 
 
 def _option(
-    option: str, rows: Sequence[Row], steps: Collection[int], width: int, *, log: bool, coloured: bool
+    option: str,
+    rows: Sequence[Row],
+    steps: Collection[int],
+    width: int,
+    log: bool,
+    coloured: bool,
+    rest: str,
 ) -> Iterator[str | Text]:
     from rich.text import Text
 
@@ -53,9 +66,7 @@ def _option(
         yield Text.assemble("  ", (mark, style), "  " if mark else "", fitting(curve.groups, width - 6))
     left = [curve.name for curve in found if curve not in shown]
     if left:
-        yield Text(
-            f"not shown: {fitting(left, width - 57)} (distopt schedule --json and --out have all)", "dim"
-        )
+        yield Text(f"not shown: {fitting(left, width - len(rest) - 14)} ({rest})", "dim")
 
 
 def _fitting(

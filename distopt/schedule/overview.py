@@ -15,8 +15,9 @@ from distopt.schedule.schedule import Schedule
 if TYPE_CHECKING:
     import torch
 
-_WIDTH = 100
-_POINTS = 200
+_WIDTH = 120
+"""In which there is room for as many curves as a plot may have."""
+_POINTS = 240
 """At how many steps a curve is looked at: two for each character of the plot's width."""
 
 
@@ -35,7 +36,8 @@ def _lines(schedule: Schedule, optimizer: torch.optim.Optimizer, last: int) -> I
     marked = edges(schedule, last)
     rows = list(preview(schedule, optimizer, sorted(marked | spread(last, 4) | spread(last, _POINTS))))
     yield "```"
-    yield from islice(map(str, drawn(rows, marked | spread(last, 4), _WIDTH)), 1, None)
+    lines = drawn(rows, marked | spread(last, 4), _WIDTH, rest="the table below has all")
+    yield from islice(map(str, lines), 1, None)
     for window in plateaus(schedule):
         yield f"{window.key} lowers {window.param} where evaluation says so: not in these values"
     yield "```"
