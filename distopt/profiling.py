@@ -84,7 +84,8 @@ class Profiler:
         self._last_step = last_step
         self._request = config.work_dir / REQUEST
         self._traces = config.work_dir / "traces"
-        self._writes = self._config.ranks == "all" or world.rank in self._config.ranks
+        ranks = range(world.size) if self._config.ranks == "all" else self._config.ranks
+        self._ranks = [rank for rank in ranks if rank < world.size]  # that write
         self._begins = sorted(begin for begin in self._config.begin if begin > step)
         self._first = self._last = 0  # of the trace that is being made
         self._profile: profile | None = None
@@ -118,7 +119,7 @@ class Profiler:
             self._first = self._begins.pop(0)
             self._last = self._first + self._config.steps - 1
             self.next = 0
-            if self._writes:
+            if self._world.rank in self._ranks:
                 with self._harmless():
                     self._start(step)
         if self._profile and step >= self._first:
@@ -136,6 +137,8 @@ class Profiler:
         if step == self._last:
             self._stop()
             comm.meet()  # the others are to wait here: in a step they would be taken to hang
+            if self._ranks and self._world.is_main and 0 not in self._ranks:
+                self._tell_of_others(step)
             self._begins = [begin for begin in self._begins if begin > step]
             self.next = self._next()
 
@@ -200,10 +203,18 @@ class Profiler:
         finally:
             for draft in (plain, packed):
                 draft.unlink(missing_ok=True)
-        first, last = self._first, done.step_num - 1
-        steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        steps = _steps(self._first, done.step_num - 1)
         self._console.note(f"traced {steps}: {path}; open it at ui.perfetto.dev")
         logger.info("traced %s: %s\n%s", steps, path, table)
+
+    def _tell_of_others(self, last: int) -> None:
+        """For ranks whose console is silent."""
+        steps, ranks = _steps(last - self._config.steps + 1, last), listed([*map(str, self._ranks)])
+        note = (
+            f"traced {steps} on rank {ranks}: {self._traces}, or logs/rank{self._ranks[0]}.log says why not"
+        )
+        self._console.note(note)
+        logger.info(note)
 
     def _stop(self) -> None:
         """Ends the trace that is being made, if any."""
@@ -234,3 +245,7 @@ class Profiler:
         if not self._is_failing:
             self._is_failing = True
             logger.warning("the profiler fails, training goes on: %s: %s", type(error).__name__, error)
+
+
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"

@@ -137,6 +137,7 @@ def test_only_the_ranks_that_are_named_write_and_steps_and_ranks_that_are_not_th
     log = (tmp_path / "run" / "logs" / "rank0.log").read_text()
     assert "profile.ranks: there are 2 ranks, and no 7" in log
     assert "profile.begin: the run ends at step 3, before 9" in log
+    assert f"traced step 2 on rank 1: {tmp_path / 'run' / 'traces'}, or logs/rank1.log says why not" in log
 
 
 def test_what_else_is_asked_for_is_in_the_trace_and_the_console_says_where_it_is(tmp_path, capsys):
