@@ -89,6 +89,12 @@ def test_new_rows_begin_with_the_last_ten_and_come_once(path: Path) -> None:
     assert steps(rows) == [31, 31]
 
 
+def test_ten_rows_of_hundreds_of_groups_are_as_good_as_others(path: Path) -> None:
+    lr = {f"backbone.layer_{i:03}": 1e-3 for i in range(2000)}
+    log(path, *(training(step, lr=lr) for step in range(1, 31)))
+    assert steps(NewRows(path)) == [*range(21, 31)]
+
+
 def test_of_a_file_that_was_not_there_at_first_every_row_comes(path: Path) -> None:
     rows = NewRows(path)
     assert steps(rows) == []
@@ -133,7 +139,7 @@ def test_after_a_start_from_nothing_all_rows_come(path: Path) -> None:
 
 
 def test_a_file_purged_to_before_where_reading_began_goes_on_with_its_last_rows(path: Path) -> None:
-    log(path, *(training(step, note="x" * 1000) for step in range(1, 200)))
+    log(path, *(training(step, note="x" * 10_000) for step in range(1, 200)))
     rows = NewRows(path)
     rows.read()
     log(path, training(21), first_step=20)

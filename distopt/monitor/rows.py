@@ -16,7 +16,9 @@ _BLOCK = 1 << 16
 _FAR = 1 << 24
 """Bytes from the end within which the newest rows are looked for: files may have hundreds of megabytes."""
 _SHOWN = 10
-"""Rows that were there before which `NewRows` begins with, as `tail` does."""
+"""Rows that were there before which `NewRows` begins with, as `tail` does …"""
+_NEAR = 1 << 20
+"""… as far as they are in so many bytes: one of 300 groups has 50 thousand."""
 
 Row = dict[str, Any]
 
@@ -76,7 +78,7 @@ class NewRows:
             self._place, self._last = self._first or 0, b""
         begins = self._first is None or self._place > size
         if begins:
-            self._first = self._place = max(0, size - _BLOCK)
+            self._first = self._place = max(0, size - _NEAR)
         file.seek(self._place)
         lines = file.read().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
