@@ -136,7 +136,6 @@ class Profiler:
                 self._profile.step()
         if step == self._last:
             self._stop()
-            comm.meet()  # the others are to wait here: in a step they would be taken to hang
             if self._ranks and self._world.is_main and 0 not in self._ranks:
                 self._tell_of_others(step)
             self._begins = [begin for begin in self._begins if begin > step]
@@ -217,12 +216,15 @@ class Profiler:
         logger.info(note)
 
     def _stop(self) -> None:
-        """Ends the trace that is being made, if any."""
+        """Ends the trace that is being made, if any; to be called on all ranks."""
+        if self._first == 0:
+            return
         if self._profile:
             with self._harmless():
                 self._profile.stop()
         self._profile = None
         self._first = 0
+        comm.meet()  # the others are to wait here: in a step they would be taken to hang
 
     @contextmanager
     def _harmless(self) -> Iterator[None]:
