@@ -94,7 +94,7 @@ def test_ranks_on_the_cpu_ask_for_no_gpu(capsys):
 def test_lines_of_shell_run_before_the_node_and_give_it_their_place(capsys):
     text = printed(capsys, "kubernetes", *RUN, *FACTS, "--setup=source /opt/env", "--setup=ulimit -c 0")
     command = pod_of(parts(text))["containers"][0]["command"]
-    assert command[:4] == ["bash", "-c", 'source /opt/env\nulimit -c 0\nexec "$@"', "setup"]
+    assert command[:4] == ["bash", "-c", 'set -e\nsource /opt/env\nulimit -c 0\nexec "$@"', "setup"]
     assert command[4:] == ["python3", "-m", "distopt.launch.pod", "/etc/distopt/config.yaml"]
 
 

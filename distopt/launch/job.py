@@ -68,7 +68,7 @@ class Job(Section):
     """Environment variables of the ranks."""
 
     setup: list[Text] = Field(default_factory=list)
-    """Lines of shell that run first on the node: `module load cuda`, `source .venv/bin/activate`."""
+    """Lines of shell that run first: `module load cuda`, `source .venv/bin/activate`; all have to succeed."""
 
     _positions: Positions = PrivateAttr(default_factory=Positions)
 

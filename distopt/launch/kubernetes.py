@@ -78,7 +78,7 @@ def _rendezvous(job: Job, first: str) -> list[str]:
 def _pod(job: Job, rendezvous: Sequence[str]) -> str:
     """The spec of a pod."""
     train = ["python3", "-m", "distopt.launch.pod", _CONFIG]
-    lines = "\n".join([*job.setup, 'exec "$@"'])
+    lines = "\n".join(["set -e", *job.setup, 'exec "$@"'])
     environment = {
         "PET_SHUTDOWN_TIMEOUT": str(job.grace),
         "PET_RDZV_CONF": "timeout=86400",  # the cluster may have no room for the other nodes yet

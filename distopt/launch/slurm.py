@@ -35,7 +35,7 @@ def slurm(job: Job, arguments: Sequence[str]) -> str:
         "open-mode": "append",
     }
     head = [f"#SBATCH --{name}={shlex.quote(str(fact))}" for name, fact in facts.items() if fact is not None]
-    head += [f"#SBATCH --{'requeue' if job.requeues else 'no-requeue'}", *job.setup]
+    head.append(f"#SBATCH --{'requeue' if job.requeues else 'no-requeue'}")
     variables = {
         **job.env,
         "RANKS": str(job.ranks_per_node),
@@ -46,7 +46,7 @@ def slurm(job: Job, arguments: Sequence[str]) -> str:
         variables["CUDA_VISIBLE_DEVICES"] = ""
     if job.image:
         variables["CONTAINER"] = _container(job)
-    return script("slurm.sh", arguments, variables, head)
+    return script("slurm.sh", arguments, variables, job.setup, head)
 
 
 def _container(job: Job) -> str:

@@ -43,7 +43,8 @@ node() { # on each node, with the options that are the same on all
     ${NUMA_BINDING:+--numa-binding="$NUMA_BINDING"} "$@"
 }
 
-HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Not by head, which ends before a long list does: scontrol would die of it, and the job with it.
+read -r HEAD_NODE < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 LOGS=$work_dir/logs/$launch
 mkdir -p "$LOGS"
 export HEAD_NODE LOGS
@@ -54,7 +55,7 @@ export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 status=0
-srun --kill-on-bad-exit=0 --wait=60 "${container[@]}" bash -c "$(declare -f node); node \"\$@\"" node \
+srun --export=ALL --kill-on-bad-exit=0 --wait=60 "${container[@]}" bash -c "$(declare -f node); node \"\$@\"" node \
   --nnodes="$SLURM_NNODES" --nproc-per-node="$RANKS" --rdzv-backend=c10d --rdzv-id="$launch" \
   --rdzv-endpoint="$HEAD_NODE:$((20000 + SLURM_JOB_ID % 10000))" -m distopt.train "$@" || status=$?
 
