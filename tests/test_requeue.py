@@ -104,6 +104,13 @@ def test_a_job_that_fails_without_a_checkpoint_stops_until_it_is_submitted_again
     assert job.ask("before", "8.0") == "start"
 
 
+def test_a_job_that_is_preempted_before_its_training_began_is_requeued(job):
+    assert job.ask("before", "7.0") == "start"
+    assert job.ask("preempted", "7.0") == "requeue"
+    assert job.ask("before", "7.1") == "start"
+    assert job.ask("after", "7.1") == "stop"
+
+
 def test_a_job_that_finds_another_at_work_leaves_its_count_alone(job):
     job.ask("before", "7.0")
     job.ask("before", "8.0")

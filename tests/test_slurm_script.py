@@ -18,7 +18,11 @@ echo "$HEAD_NODE" >head
 exit 3
 """
 SCONTROL = """#!/usr/bin/env bash
-seq --format='node-with-a-long-name-%05g' 1 20000
+case "$*" in
+*hostnames*) seq --format='node-with-a-long-name-%05g' 1 20000 ;;
+*"show job 7") echo "JobId=7 PreemptEligibleTime=2026-11-27T02:21:38 PreemptTime=${PREEMPTED:-None}" ;;
+requeue*) echo "$*" >requeued ;;
+esac
 """
 
 
@@ -27,7 +31,12 @@ class Submitted:
 
     def __init__(self, folder: Path, script: str) -> None:
         self.folder = folder
-        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "train.sbatch": script}.items():
+        for name, text in {
+            "srun": SRUN,
+            "scontrol": SCONTROL,
+            "train.sbatch": script,
+            "sleep": "#!/bin/sh\n",
+        }.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
 
@@ -54,6 +63,10 @@ class Submitted:
         """What srun was called with."""
         return (self.folder / "asked").read_text().splitlines()
 
+    @property
+    def is_requeued(self) -> bool:
+        return (self.folder / "requeued").exists()
+
 
 def submitted(capsys: pytest.CaptureFixture[str], folder: Path, *facts: str) -> Submitted:
     config = write_config(folder, strategy="single")
@@ -67,7 +80,15 @@ def test_the_first_node_is_the_head_however_many_follow_and_the_status_is_sruns(
     job = submitted(capsys, folder)
     ended = job.run()
     assert (ended.returncode, (folder / "head").read_text()) == (3, "node-with-a-long-name-00001\n")
+    assert not job.is_requeued
     assert "--export=ALL" in job.asked, "sbatch --export=NONE would hold for the ranks as well"
+
+
+def test_ranks_that_were_preempted_before_they_said_a_word_are_started_again(capsys, tmp_path, monkeypatch):
+    job = submitted(capsys, tmp_path)
+    monkeypatch.setenv("PREEMPTED", "2026-11-27T02:21:43")
+    job.run()
+    assert job.is_requeued
 
 
 def test_what_a_script_is_given_comes_after_the_arguments_in_it(capsys, tmp_path):

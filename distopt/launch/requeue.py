@@ -4,9 +4,10 @@
     python -m distopt.launch.requeue after LAUNCH REQUEUES cfg.yaml [key=value …]
 
 A batch script asks before and after each start, and gets `start`, `requeue`, `done` or `stop`, and the run
-directory; why it is to stop is on stderr. LAUNCH is JOB.N at the N-th restart of a job, and the rendezvous id
-of torchrun. The starts of the job are on record in the run directory, since a scheduler requeues by itself
-too, and the script is killed with its node.
+directory; why it is to stop is on stderr. It says `preempted` for `after` where the scheduler has ended the
+start. LAUNCH is JOB.N at the N-th restart of a job, and the rendezvous id of torchrun. The starts of the job
+are on record in the run directory, since a scheduler requeues by itself too, and the script is killed with
+its node.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def end_of(launch: str, status: dict[str, Any] | None) -> tuple[End, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("python -m distopt.launch.requeue", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("moment", choices=["before", "after"])
+    parser.add_argument("moment", choices=["before", "after", "preempted"])
     parser.add_argument("launch")
     parser.add_argument("requeues", type=int)
     parser.add_argument("config")
@@ -90,8 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         config = load_config(args.config, args.overrides)
-        ask = before if args.moment == "before" else after
-        print(ask(config, args.launch, args.requeues), config.work_dir)
+        if args.moment == "before":
+            verdict = before(config, args.launch, args.requeues)
+        else:
+            verdict = after(config, args.launch, args.requeues, preempted=args.moment == "preempted")
+        print(verdict, config.work_dir)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n\n")
         return 2
@@ -121,9 +125,11 @@ def before(config: Config, launch: str, requeues: int) -> Verdict:
     return "start"
 
 
-def after(config: Config, launch: str, requeues: int) -> Verdict:
-    """Asked when all ranks have ended; puts on record how."""
+def after(config: Config, launch: str, requeues: int, *, preempted: bool = False) -> Verdict:
+    """Asked when all ranks have ended; puts on record how, which says nothing where they were preempted."""
     end, reason = end_of(launch, read_status(config.work_dir / "status.json"))
+    if preempted and end != "done":
+        end = "preempted"
     others, starts = _read(config.work_dir, launch)
     starts[-1] = replace(starts[-1], end=end)
     if end != "done":

@@ -130,10 +130,14 @@ def test_a_mistake_ends_the_job_at_once(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_preemption_is_a_requeue_and_changes_no_bit(whole: Path, lab: Lab) -> None:
-    job = lab.submit(script(lab, "preempted"))
-    run = lab.shared / "preempted"
-    wait_for_step(run, 5)
+@pytest.mark.parametrize("step", [0, 5], ids=["as it starts", "in the middle"])
+def test_preemption_is_a_requeue_and_changes_no_bit(whole: Path, lab: Lab, step: int) -> None:
+    job = lab.submit(script(lab, f"preempted_{step}"))
+    run = lab.shared / f"preempted_{step}"
+    if step:
+        wait_for_step(run, step)
+    else:
+        poll(lambda: [*run.glob("logs/*/*")], "torchrun")
     urgent = lab.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=true")
     lab.wait(urgent, "COMPLETED")
     done = lab.wait(job, "COMPLETED", "FAILED")

@@ -17,7 +17,7 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 launch=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
 
-decide() { # before|after cfg.yaml [key=value …]: sets verdict and work_dir
+decide() { # before|after|preempted cfg.yaml [key=value …]: sets verdict and work_dir
   local answer moment=$1
   answer=$("${container[@]}" "$PYTHON" -m distopt.launch.requeue "$moment" "$launch" "$REQUEUES" "${@:2}")
   verdict=${answer%% *} work_dir=${answer#* }
@@ -59,7 +59,10 @@ srun --export=ALL --kill-on-bad-exit=0 --wait=60 "${container[@]}" bash -c "$(de
   --nnodes="$SLURM_NNODES" --nproc-per-node="$RANKS" --rdzv-backend=c10d --rdzv-id="$launch" \
   --rdzv-endpoint="$HEAD_NODE:$((20000 + SLURM_JOB_ID % 10000))" -m distopt.train "$@" || status=$?
 
-decide after "$@"
+# Ranks that are preempted before they train leave no word of it.
+moment=after
+[[ $(scontrol --oneliner show job "$SLURM_JOB_ID") =~ PreemptTime=[0-9] ]] && moment=preempted
+decide "$moment" "$@"
 case $verdict in
 done) exit 0 ;;
 requeue) scontrol requeue "$job" && sleep 60 ;; # which ends this script
