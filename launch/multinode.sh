@@ -12,6 +12,10 @@ if (($# == 0)) || [[ -z ${HEAD:-} || -z ${NNODES:-} ]]; then
   echo "usage: HEAD=address NNODES=number $0 cfg.yaml [key=value …]" >&2
   exit 2
 fi
+if ! [[ $NNODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || ((${NNODES%:*} > ${NNODES#*:})); then
+  echo "NNODES: $NNODES is no number of nodes: 4, or 2:4 for two to four" >&2
+  exit 2
+fi
 PYTHON=${PYTHON:-python3}
 RANKS=${RANKS:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 2)')}
 
@@ -24,12 +28,15 @@ done
 # holds the rendezvous.
 read -r head_address own_address < <("$PYTHON" - "$HEAD" <<'EOF'
 import socket, sys
-family, kind, protocol, _, address = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
-with socket.socket(family, kind, protocol) as way:
-    way.connect(address)  # sends nothing
-    print(address[0], way.getsockname()[0])
+try:
+    family, kind, protocol, _, address = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as way:
+        way.connect(address)  # sends nothing
+        print(address[0], way.getsockname()[0])
+except OSError as error:
+    sys.exit(f"HEAD: {sys.argv[1]}: {error.strerror}")
 EOF
-)
+) || exit 2
 LOCAL_ADDR=${LOCAL_ADDR:-$own_address}
 is_host=0
 [[ $head_address == "$own_address" ]] && is_host=1
@@ -49,6 +56,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > RANKS ? cores / RANKS : 1))
 export PET_MAX_RESTARTS=${PET_MAX_RESTARTS:-3} # a node that is lost is one of these
 ulimit -Sn "$(ulimit -Hn)" # files: workers of loaders share tensors by them
 ulimit -Sl "$(ulimit -Hl)" # locked memory: InfiniBand
+# SIGUSR1 as well asks the ranks to save: torchrun, left alone, would die of it and take them along.
+export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
 exec "$PYTHON" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$RANKS" \
   --rdzv-backend=c10d --rdzv-endpoint="$HEAD:${PORT:-29400}" --rdzv-id="$id" \
   --rdzv-conf="is_host=$is_host,${RDZV_CONF:-join_timeout=900}" \

@@ -99,6 +99,9 @@ def test_of_two_nodes_one_is_lost_and_the_other_goes_on_to_the_end(nodes, tmp_pa
         ({}, "usage: HEAD=address NNODES=number"),
         ({"HEAD": "127.0.0.1", "NNODES": "2"}, "HEAD: 127.0.0.1 is 127.0.0.1 on this node"),
         ({"HEAD": "192.0.2.1", "NNODES": "1:3"}, "cannot be divided over 3 ranks"),
+        ({"HEAD": "192.0.2.1", "NNODES": "four"}, "NNODES: four is no number of nodes"),
+        ({"HEAD": "192.0.2.1", "NNODES": "4:2"}, "NNODES: 4:2 is no number of nodes"),
+        ({"HEAD": "nowhere.invalid", "NNODES": "2"}, "HEAD: nowhere.invalid: "),
     ],
 )
 def test_a_mistake_is_said_before_torchrun_starts(variables, message, tmp_path):

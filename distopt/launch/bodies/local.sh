@@ -15,5 +15,7 @@ RANKS=${RANKS:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > RANKS ? cores / RANKS : 1))}
 ulimit -Sn "$(ulimit -Hn)" # files: workers of loaders share tensors by them
+# SIGUSR1 as well asks the ranks to save: torchrun, left alone, would die of it and take them along.
+export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
 exec "$PYTHON" -m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node="$RANKS" \
   ${NUMA_BINDING:+--numa-binding="$NUMA_BINDING"} -m distopt.train "$@"
