@@ -61,7 +61,7 @@ srun --export=ALL --kill-on-bad-exit=0 --wait=60 "${container[@]}" bash -c "$(de
 
 # Ranks that are preempted before they train leave no word of it.
 moment=after
-[[ $(scontrol --oneliner show job "$SLURM_JOB_ID") =~ PreemptTime=[0-9] ]] && moment=preempted
+[[ $(scontrol --oneliner show job "$job") =~ PreemptTime=[0-9] ]] && moment=preempted
 decide "$moment" "$@"
 case $verdict in
 done) exit 0 ;;
