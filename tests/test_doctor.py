@@ -15,7 +15,7 @@ import pytest
 import torch.distributed as dist
 
 from distopt.cli import main
-from distopt.launch.doctor import measure
+from distopt.launch.doctor import measure, probe
 from distopt.launch.doctor.compare import findings
 from distopt.launch.doctor.examine import examine
 from distopt.launch.doctor.meeting import Meeting, within
@@ -163,6 +163,15 @@ def test_one_process_is_examined_without_a_launcher(capsys, tmp_path, monkeypatc
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["ranks", "1:", socket.gethostname()]
     assert out.endswith("nothing is odd\n")
+
+
+def test_a_numa_node_without_cores_is_none_that_a_rank_could_be_bound_to(tmp_path, monkeypatch):
+    for node, cores in {"node0": f"0-{os.cpu_count()}", "node1": ""}.items():
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "cpulist").write_text(f"{cores}\n")
+    monkeypatch.setattr(probe, "_NODES", tmp_path)
+    facts = probe.probe(None)
+    assert (facts.numa, facts.bound_to) == ([0], [0])
 
 
 def test_json_has_all_facts_of_each_rank(capsys):

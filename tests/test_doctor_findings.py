@@ -174,6 +174,13 @@ def test_what_hurts_is_told_even_where_all_ranks_have_it(changes, text):
     assert [(where, text in line) for where, line in found] == [("all", True)]
 
 
+def test_ranks_are_not_apart_from_a_rank_0_that_cannot_write():
+    unwritable = {"work_dir": WorkDir("/a", "/a", "nfs4", GIB * 99, "Read-only file system")}
+    found = told(cluster(8, {0: unwritable}, apart=[*range(1, 8)]))
+    assert not [line for _, line in found if "not the same directory" in line]
+    assert [where for where, line in found if "Read-only" in line] == ["rank 0"]
+
+
 def test_what_is_only_good_to_know_is_a_note():
     found = findings(
         Examination(1, [facts(0, limits={"nofile": 1024, "memlock": None, "core": None})]), Places([facts(0)])

@@ -142,11 +142,9 @@ def _shared_devices(everyone: list[Facts], places: Places) -> Iterator[Finding]:
 
 
 def _work_dirs(examination: Examination, places: Places) -> Iterator[Finding]:
-    apart = set(examination.apart)
-    for facts in examination.everyone:
-        if facts.work_dir and facts.work_dir.problem:
-            apart.discard(facts.rank)  # which is told already
-    if apart:
+    told = {facts.rank for facts in examination.everyone if facts.work_dir and facts.work_dir.problem}
+    apart = set(examination.apart) - told
+    if apart and 0 not in told:
         yield Finding(
             Weight.FAULT,
             "work_dir is not the same directory as rank 0's: it has to be on storage that all nodes share",

@@ -47,7 +47,8 @@ def probe(work_dir: Path | None) -> Facts:
     host = socket.gethostname()
     device, problem = _device(local_rank)
     variables = _variables()
-    numa = {int(path.name[4:]): _numbers(path / "cpulist") for path in sorted(_NODES.glob("node[0-9]*"))}
+    nodes = {int(path.name[4:]): _numbers(path / "cpulist") for path in _NODES.glob("node[0-9]*")}
+    numa = {node: cores for node, cores in nodes.items() if cores}  # the memory of a GPU can be one, too
     own = os.sched_getaffinity(0)
     rdma = Path("/sys/class/infiniband")
     return Facts(
