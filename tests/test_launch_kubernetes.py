@@ -87,6 +87,12 @@ def test_kubeflow_alone_says_where_nodes_meet(capsys):
         assert names & reserved == (set() if kind == "trainjob" else reserved)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_yaml_would_take_for_something_else_is_text(capsys, kind):
+    documents = parts(printed(capsys, kind, *RUN, *FACTS, "--name=null"))
+    assert {document["metadata"]["name"] for document in documents.values()} == {"null"}
+
+
 def test_ranks_on_the_cpu_ask_for_no_gpu(capsys):
     assert "nvidia.com" not in printed(capsys, "jobset", *RUN, *FACTS, "--gpus=0")
 
@@ -108,6 +114,7 @@ def test_lines_of_shell_run_before_the_node_and_give_it_their_place(capsys):
         ([*RUN, *FACTS, "--mounts=/data:/data"], "mounts: not of the form"),
         ([*RUN, *FACTS, "--name=My Run"], "name: no name of a Service"),
         ([*RUN, *FACTS, "--memory=64GB"], "memory: no amount"),
+        ([*RUN, *FACTS, "--env=PET_NNODES=3"], "--env: env.PET_NNODES: is for the manifest"),
         ([*RUN, *FACTS, "--gpus=5"], "cannot be divided over 5 ranks"),
         ([*RUN, *FACTS, "--grace=60"], "hang_timeout: is longer than the grace period"),
     ],

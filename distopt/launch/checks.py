@@ -37,7 +37,7 @@ def check_run(job: Job, config: Config) -> None:
 
 def located(error: ConfigError, job: Job, config: Config) -> ConfigError:
     """Itself, with the place of its key: among the facts, or in the config."""
-    return error.located(job.locate if error.key in Job.model_fields else config.locate)
+    return error.located(job.locate if error.key.split(".")[0] in Job.model_fields else config.locate)
 
 
 def check_resume(config: Config) -> None:

@@ -18,6 +18,7 @@ _LABEL = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 """Names of Services and pods, with room for what is put behind them."""
 _CLAIM = re.compile(r"(?P<claim>[a-z0-9]([-.a-z0-9]*[a-z0-9])?):(?P<target>/[^:\s]*)")
 _PORT = 29500
+_RENDEZVOUS = ("PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 _CONFIG = "/etc/distopt/config.yaml"
 _CONTAINERS_OWN = 30
 """Seconds that torchrun and the kubelet need beside those of the ranks."""
@@ -137,6 +138,8 @@ def _mistakes(job: Job, config: Config) -> Iterator[ConfigError]:
     if not re.fullmatch(_LABEL, job.name):
         allowed = "at most 40 of a-z, 0-9 and -, a letter first"
         yield ConfigError("name", "no name of a Service", given=job.name, allowed=allowed)
+    for name in job.env.keys() & _RENDEZVOUS:
+        yield ConfigError(f"env.{name}", "is for the manifest, or Kubeflow, to set: it says where nodes meet")
     malformed = [mount for mount in job.mounts if not _CLAIM.fullmatch(mount)]
     for mount in malformed:
         yield ConfigError("mounts", "not of the form", given=mount, allowed="CLAIM:/TARGET")
