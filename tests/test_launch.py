@@ -36,12 +36,44 @@ def test_options_win_over_the_file_of_facts(capsys, tmp_path):
     assert "NCCL_DEBUG=${NCCL_DEBUG:-WARN}" in text
 
 
+def test_options_that_may_be_repeated_are_added_to_the_file_of_facts(capsys, tmp_path):
+    facts = tmp_path / "cluster.yaml"
+    facts.write_text("env: {A: a, B: b}\nsetup: [source venv]\n")
+    lines = printed(
+        capsys, "local", "--facts", str(facts), "--env", "B=c", "--env", "C=d", "--setup", "cd run"
+    ).splitlines()
+    assert lines[1:7] == [
+        "set -e",
+        "source venv",
+        "cd run",
+        "export A=${A:-a}",
+        "export B=${B:-c}",
+        "export C=${C:-d}",
+    ]
+
+
+def test_numbers_need_no_quotes_in_the_file_of_facts(capsys, tmp_path):
+    facts = tmp_path / "cluster.yaml"
+    facts.write_text("time: 60\nmemory: 64000\nenv: {NCCL_P2P_DISABLE: 1}\n")
+    text = printed(capsys, "slurm", "--facts", str(facts))
+    assert {"time=60", "mem=64000"} <= set(asked_of_slurm(text))
+    assert "export NCCL_P2P_DISABLE=${NCCL_P2P_DISABLE:-1}" in text
+
+
+def test_every_option_is_explained_by_the_text_of_its_fact(capsys):
+    with pytest.raises(SystemExit):
+        main(["launch", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--grace GRACE Seconds between the signal to save and the end." in text
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["locl"], "did you mean: local?"),
         (["local", "--nodes", "0"], "--nodes: nodes: wrong value"),
         (["local", "--env", "NCCL_DEBUG"], "--env: env: a variable is written NAME=VALUE"),
+        (["local", "--env", "NCCL DEBUG=1"], "--env: env.NCCL DEBUG: no name of an environment variable"),
         (["local", "configs/quickstart.yaml", "--ranks", "3"], "cannot be divided over 3 ranks"),
     ],
 )
@@ -115,7 +147,7 @@ def test_a_container_is_what_the_commands_follow(capsys):
     assert f"export CONTAINER=${{CONTAINER:-'{container}'}}" in text
 
 
-@pytest.mark.parametrize("time", ["5:01", "6", "0:5:1", "1-0", "0-0:6", "0-0:5:1"])
+@pytest.mark.parametrize("time", ["5:01", "6", "0", "0:5:1", "1-0", "0-0:6", "0-0:5:1"])
 def test_the_time_limit_may_have_any_form_of_slurms(capsys, time):
     assert f"time={time}" in asked_of_slurm(printed(capsys, "slurm", f"--time={time}"))
 
@@ -128,6 +160,7 @@ def test_the_time_limit_may_have_any_form_of_slurms(capsys, time):
         ("--time=5", "time: the signal to save, 300 s before the end, would come at the start"),
         ("--memory=64GB", "memory: no amount of memory"),
         ("--name=my run", "name: has a blank"),
+        ("--name=sweep/3", "name: has a slash"),
         ("--mounts=/data", "mounts: not of the form"),
     ],
 )

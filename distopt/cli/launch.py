@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distopt.cli.exit import report
-from distopt.errors import ConfigError
+from distopt.errors import ConfigError, nearest
 
 DESCRIPTION = "Prints what starts a run: a script, or a manifest. It is checked against the config before."
 EPILOG = """\
@@ -18,35 +18,22 @@ examples
   distopt launch kubernetes cfg.yaml --facts cluster.yaml --nodes 4 | kubectl apply -f -
 
 facts
-  Each option is a key of the file given by --facts, too; options win over the file.
+  Each option is a key of the file given by --facts, too; options win over the file. Those that may be
+  repeated are added to what it has.
 
 exit status
   0  printed
   2  the input is wrong: one message says where, what was given and what is allowed
 """
-_OPTIONS = {
-    "name": "of the job",
-    "nodes": "how many",
-    "gpus": "on each node, and as many ranks; 0: ranks on the CPU",
-    "ranks": "on each node; by default one per GPU, or two without any",
-    "cpus": "of each node, cores",
-    "memory": "of each node: 64G",
-    "time": "limit of one start: minutes, 4:00:00, 2-00:00:00",
-    "partition": "Slurm's partition; the queue of Kubernetes' Kueue",
-    "account": "who pays",
-    "grace": "seconds between the signal to save and the end",
-    "requeues": "how often a job that was stopped or lost is submitted again",
-    "image": "a container image to run in",
-}
-_LISTS = {
-    "mounts": "SOURCE:TARGET, what the container sees; on Kubernetes CLAIM:TARGET",
-    "env": "NAME=VALUE, an environment variable of the ranks",
-    "setup": "a line of shell that runs first on each node",
-}
 _NUMBERS = ("nodes", "gpus", "ranks", "cpus", "grace", "requeues")
+_LISTS = ("mounts", "env", "setup")
 
 
 def main(argv: Sequence[str]) -> int:
+    from distopt.config.section import texts
+    from distopt.launch import MANIFESTS, SCRIPTS, Job, check_run, read_job, render, world_of
+
+    facts = texts(Job)
     parser = ArgumentParser(
         "distopt launch",
         description=DESCRIPTION,
@@ -64,18 +51,17 @@ def main(argv: Sequence[str]) -> int:
         "overrides", nargs="*", default=[], metavar="key=value", help="set a key of the config"
     )
     parser.add_argument("--facts", type=Path, metavar="FILE", help="YAML with facts of the cluster")
-    for name, text in _OPTIONS.items():
-        parser.add_argument(f"--{name}", type=int if name in _NUMBERS else str, help=text)
-    for name, text in _LISTS.items():
-        parser.add_argument(f"--{name}", action="append", help=f"{text}; may be repeated")
+    for name, text in facts.items():
+        if name in _LISTS:
+            parser.add_argument(f"--{name}", action="append", help=f"{text} May be repeated.")
+        else:
+            parser.add_argument(f"--{name}", type=int if name in _NUMBERS else str, help=text)
     args = parser.parse_intermixed_args(argv)
 
     from distopt.cli.preflight import preflight
     from distopt.config import load_config
-    from distopt.errors import nearest
-    from distopt.launch import MANIFESTS, SCRIPTS, check_run, read_job, render, world_of
 
-    given = {name: getattr(args, name) for name in (*_OPTIONS, *_LISTS) if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in facts if getattr(args, name) is not None}
     try:
         if args.kind not in SCRIPTS:
             near = nearest(args.kind, SCRIPTS)
@@ -101,6 +87,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
+    if not equals:
         raise ConfigError("env", "a variable is written NAME=VALUE", given=text, where="--env")
     return name, value

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -13,7 +10,7 @@ from pydantic_core import core_schema
 
 from distopt.config.bases import BASE, DELETE
 from distopt.config.schema import Config
-from distopt.config.section import Section
+from distopt.config.section import texts
 
 _KINDS = {
     "model": "model",
@@ -94,7 +91,7 @@ class _Generator(GenerateJsonSchema):
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         made = super().model_schema(schema)
-        for key, text in _texts(schema["cls"]).items():
+        for key, text in texts(schema["cls"]).items():
             made["properties"][key]["description"] = text
         made["properties"][DELETE] = _DELETE
         del made["title"]
@@ -109,18 +106,6 @@ class _Generator(GenerateJsonSchema):
 
 def _or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:
     return {"anyOf": [schema, _VARIABLE]}
-
-
-def _texts(section: type[Section]) -> dict[str, str]:
-    """Key → the text below it in the source."""
-    texts = {}
-    for one in (each for each in reversed(section.__mro__) if issubclass(each, Section)):
-        (definition,) = ast.parse(inspect.getsource(one)).body
-        assert isinstance(definition, ast.ClassDef)
-        for key, below in pairwise(definition.body):
-            if isinstance(key, ast.AnnAssign) and isinstance(below, ast.Expr):
-                texts[ast.unparse(key.target)] = inspect.cleandoc(ast.literal_eval(below.value))
-    return texts
 
 
 def _typed(

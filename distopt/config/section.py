@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
@@ -43,3 +46,15 @@ class OpenSection(Section):
 
 class Component(OpenSection):
     """Something to build: its `type`, and beside it the arguments."""
+
+
+def texts(section: type[Section]) -> dict[str, str]:
+    """Key → the text below it in the source."""
+    texts = {}
+    for one in (each for each in reversed(section.__mro__) if issubclass(each, Section)):
+        (definition,) = ast.parse(inspect.getsource(one)).body
+        assert isinstance(definition, ast.ClassDef)
+        for key, below in pairwise(definition.body):
+            if isinstance(key, ast.AnnAssign) and isinstance(below, ast.Expr):
+                texts[ast.unparse(key.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+    return texts

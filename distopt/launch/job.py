@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from distopt.config import Section, validate
 from distopt.config.document import Document, KeyPath, Positions, read
@@ -20,6 +20,18 @@ def _amount(text: str) -> str:
         allowed = "megabytes, or a whole number with K, M, G or T: 64G"
         raise ConfigError("", "no amount of memory", given=text, allowed=allowed)
     return text
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        allowed = "letters, digits and _, a digit not first"
+        raise ConfigError("", "no name of an environment variable", given=name, allowed=allowed)
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_variable)]
+Figure = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
+"""Text that is often a number: `time: 60` needs no quotes."""
 
 
 class Job(Section):
@@ -40,10 +52,10 @@ class Job(Section):
     cpus: Count | None = None
     """Of each node, cores; by default what the scheduler gives."""
 
-    memory: Annotated[Text, AfterValidator(_amount)] | None = None
+    memory: Annotated[Figure, AfterValidator(_amount)] | None = None
     """Of each node, such as 64G; by default what the scheduler gives."""
 
-    time: Text | None = None
+    time: Figure | None = None
     """Limit of one start, in Slurm's form: minutes, 4:00:00, 2-00:00:00; by default the partition's."""
 
     partition: Text | None = None
@@ -64,8 +76,8 @@ class Job(Section):
     mounts: list[Text] = Field(default_factory=list)
     """What the container sees: SOURCE:TARGET; on Kubernetes CLAIM:TARGET of a PersistentVolumeClaim."""
 
-    env: dict[Text, str] = Field(default_factory=dict)
-    """Environment variables of the ranks."""
+    env: dict[Variable, Figure] = Field(default_factory=dict)
+    """Environment variables of the ranks: NAME=VALUE as an option, a mapping in the file."""
 
     setup: list[Text] = Field(default_factory=list)
     """Lines of shell that run first: `module load cuda`, `source .venv/bin/activate`; all have to succeed."""
@@ -94,6 +106,8 @@ class Job(Section):
 def read_job(given: Mapping[str, Any], file: Path | None = None) -> Job:
     """The facts that are given on the command line, over those in a file.
 
+    A list or mapping is added to the file's: `--env` leaves the variables of the cluster in place.
+
     Args:
         given: Name → value.
         file: YAML, the same names: what is the same for all jobs of a cluster.
@@ -105,8 +119,20 @@ def read_job(given: Mapping[str, Any], file: Path | None = None) -> Job:
     options: dict[KeyPath, str] = {(name,): f"--{name}" for name in given}
     positions = Positions({**document.positions.by_path, **options})
     try:
-        job = validate(Job, {**document.data, **given})
+        job = validate(Job, {**document.data, **dict(_added(document.data, given))})
     except ConfigError as error:
         raise error.located(positions.locate) from None
     job._positions = positions
     return job
+
+
+def _added(file: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is given, with what the file has of it where there is room for both."""
+    for name, fact in given.items():
+        match file.get(name), fact:
+            case list(before), list():
+                yield name, [*before, *fact]
+            case dict(before), dict():
+                yield name, {**before, **fact}
+            case _:
+                yield name, fact

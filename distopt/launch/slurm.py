@@ -61,13 +61,15 @@ def _mistakes(job: Job) -> Iterator[ConfigError]:
         if seconds is None:
             allowed = "minutes, 4:00:00, 2-00:00:00"
             yield ConfigError("time", "no time limit of Slurm's", given=job.time, allowed=allowed)
-        elif seconds <= job.grace:
+        elif 0 < seconds <= job.grace:  # 0: no limit
             problem = f"the signal to save, {job.grace} s before the end, would come at the start"
             yield ConfigError("time", problem, given=job.time, allowed="more than grace")
     for name in ("name", "partition", "account", "image"):
         fact = getattr(job, name)
         if fact is not None and re.search(r"\s", fact):
             yield ConfigError(name, "has a blank", given=fact)
+    if "/" in job.name:
+        yield ConfigError("name", "has a slash, and is part of the log's name", given=job.name)
     for mount in job.mounts:
         if not re.fullmatch(r"[^\s:]+:[^\s:]+", mount):
             yield ConfigError("mounts", "not of the form", given=mount, allowed="SOURCE:TARGET")
