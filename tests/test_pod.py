@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distopt.errors import LOST
-from distopt.launch.pod import AGAIN, DONE, STOP, _verdict
+from distopt.launch.pod import AGAIN, DONE, STOP, _children, _verdict
 from tests.faults.soak import poll
 from tests.runs import rows, status, write_config
 
@@ -43,6 +44,10 @@ def test_what_an_earlier_start_has_said_does_not_count(capsys):
     last = said("preempted")
     assert _verdict(1, 10, 10, dict(last), last=last) == STOP
     assert "it ended before the training began" in capsys.readouterr().err
+
+
+def test_a_pod_that_was_stopped_before_the_training_began_starts_again():
+    assert _verdict(1, 0, 0, None, last=None, stopped=True) == AGAIN
 
 
 def node(config: Path, rank: int, nodes: int = 1, port: str = "29532") -> subprocess.Popen[str]:
@@ -88,6 +93,22 @@ def test_two_nodes_are_stopped_by_the_signal_to_one_and_continue_to_the_end(tmp_
     assert steps == list(range(1, stopped["step"] + 5))
     again = node(config, 1, 2)  # a pod that comes back waits for nobody
     assert end(again)[0] == DONE
+
+
+def has_torchrun(process: subprocess.Popen[str]) -> bool:
+    for child in _children(process.pid):
+        with suppress(OSError):  # gone meanwhile
+            if b"torch.distributed.run" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return True
+    return False
+
+
+@pytest.mark.system
+def test_a_signal_before_the_ranks_exist_ends_with_75(tmp_path):
+    process = node(write_config(tmp_path), 0, 2)  # it waits for the other node
+    poll(lambda: has_torchrun(process))
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == AGAIN
 
 
 @pytest.mark.system

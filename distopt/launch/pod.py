@@ -49,14 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.work_dir}: finished, nothing to do", flush=True)
         return DONE
     last = _status(config)
-    ended = _torchrun(args.config, config.work_dir)
+    ended, stopped = _torchrun(args.config, config.work_dir)
     if os.environ["PET_NODE_RANK"] != "0":
         return DONE if ended == 0 and _is_done(config) else AGAIN
-    return _verdict(ended, before.step, _found(config).step, _status(config), last)
+    return _verdict(ended, before.step, _found(config).step, _status(config), last, stopped=stopped)
 
 
 def _verdict(
-    ended: int, before: int, after: int, status: dict[str, Any] | None, last: dict[str, Any] | None
+    ended: int,
+    before: int,
+    after: int,
+    status: dict[str, Any] | None,
+    last: dict[str, Any] | None,
+    *,
+    stopped: bool = False,
 ) -> int:
     """What the first node ends with.
 
@@ -66,11 +72,14 @@ def _verdict(
         after: And after it.
         status: What status.json says.
         last: What it said before.
+        stopped: This pod was told to end.
     """
     own = status if status != last else None  # as it was: the ranks did not come to write it
     end, reason = end_of((own or {}).get("launch") or "", own)
     if end == "done" and ended == 0:
         return DONE
+    if stopped and own is None:
+        end = "preempted"
     start = Start("", before, "lost" if end == "done" else end)
     if problem := reason_to_stop([start], after, requeues=1):
         sys.stderr.write(f"not started again: {problem}\n  {reason}\n")
@@ -79,8 +88,8 @@ def _verdict(
     return AGAIN
 
 
-def _torchrun(config: str, work_dir: Path) -> int:
-    """Runs it until it ends, and passes a SIGTERM on to its ranks."""
+def _torchrun(config: str, work_dir: Path) -> tuple[int, bool]:
+    """Runs it until it ends, and passes a SIGTERM on to its ranks: its status, and whether there was one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # workers of loaders share tensors by files
     # What NCCL was doing when it failed or timed out: one file a rank.
@@ -99,7 +108,7 @@ def _torchrun(config: str, work_dir: Path) -> int:
     started = False
     while True:
         try:
-            return process.wait(timeout=1)
+            return process.wait(timeout=1), stopping.is_set()
         except subprocess.TimeoutExpired:
             ranks = _children(process.pid)
             started = started or bool(ranks)
