@@ -50,11 +50,11 @@ class Component(OpenSection):
 
 def texts(section: type[Section]) -> dict[str, str]:
     """Key → the text below it in the source."""
-    texts = {}
+    found = {}
     for one in (each for each in reversed(section.__mro__) if issubclass(each, Section)):
         (definition,) = ast.parse(inspect.getsource(one)).body
         assert isinstance(definition, ast.ClassDef)
         for key, below in pairwise(definition.body):
             if isinstance(key, ast.AnnAssign) and isinstance(below, ast.Expr):
-                texts[ast.unparse(key.target)] = inspect.cleandoc(ast.literal_eval(below.value))
-    return texts
+                found[ast.unparse(key.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+    return found
