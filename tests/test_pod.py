@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from distopt.callbacks import Callback, Run
 from distopt.errors import LOST
 from distopt.launch.pod import AGAIN, DONE, STOP, _children, _verdict
 from tests.faults.soak import poll
@@ -48,6 +49,14 @@ def test_what_an_earlier_start_has_said_does_not_count(capsys):
 
 def test_a_pod_that_was_stopped_before_the_training_began_starts_again():
     assert _verdict(1, 0, 0, None, last=None, stopped=True) == AGAIN
+
+
+class CrashOfTheOther(Callback):
+    """The first rank of the second node fails."""
+
+    def on_step(self, run: Run) -> None:
+        if run.step == 2 and os.environ["RANK"] == "1":
+            raise ZeroDivisionError("as ever")
 
 
 def node(config: Path, rank: int, nodes: int = 1, port: str = "29532") -> subprocess.Popen[str]:
@@ -109,6 +118,16 @@ def test_a_signal_before_the_ranks_exist_ends_with_75(tmp_path):
     poll(lambda: has_torchrun(process))
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == AGAIN
+
+
+@pytest.mark.system
+def test_of_a_crash_on_two_nodes_the_first_speaks_before_the_other_ends(tmp_path):
+    config = write_config(tmp_path, callbacks=[{"type": "tests.test_pod:CrashOfTheOther"}])
+    first, other = (node(config, rank, 2) for rank in (0, 1))
+    assert end(first)[0] == STOP
+    assert other.poll() is None, "JobSet would start all again, by the other's 75"
+    other.send_signal(signal.SIGTERM)  # as Kubernetes does where a job is over
+    assert end(other)[0] == AGAIN
 
 
 @pytest.mark.system

@@ -31,6 +31,11 @@ from distopt.launch.requeue import Start, end_of, reason_to_stop
 from distopt.monitor.status import read_status
 
 DONE, STOP, AGAIN = 0, 1, 75
+_HEAD_START = 30.0
+"""Seconds for the first node to end before the others: a policy acts on the first end that it sees.
+
+Its ranks wait 10 s for those that failed before them.
+"""
 _LAST_WORD = 60.0
 """Seconds in which rank 0, on another node, has written its last status."""
 
@@ -49,10 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.work_dir}: finished, nothing to do", flush=True)
         return DONE
     last = _status(config)
-    ended, stopped = _torchrun(args.config, config.work_dir)
-    if os.environ["PET_NODE_RANK"] != "0":
-        return DONE if ended == 0 and _is_done(config) else AGAIN
-    return _verdict(ended, before.step, _found(config).step, _status(config), last, stopped=stopped)
+    stopping = threading.Event()
+    ended = _torchrun(args.config, config.work_dir, stopping)
+    stopped = stopping.is_set()
+    if os.environ["PET_NODE_RANK"] == "0":
+        return _verdict(ended, before.step, _found(config).step, _status(config), last, stopped=stopped)
+    if ended == 0 and _is_done(config):
+        return DONE
+    deadline = time.monotonic() + _HEAD_START
+    while not stopping.is_set() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return AGAIN
 
 
 def _verdict(
@@ -88,8 +100,8 @@ def _verdict(
     return AGAIN
 
 
-def _torchrun(config: str, work_dir: Path) -> tuple[int, bool]:
-    """Runs it until it ends, and passes a SIGTERM on to its ranks: its status, and whether there was one."""
+def _torchrun(config: str, work_dir: Path, stopping: threading.Event) -> int:
+    """Runs it until it ends, and passes a SIGTERM on to its ranks, which sets `stopping`."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # workers of loaders share tensors by files
     # What NCCL was doing when it failed or timed out: one file a rank.
@@ -98,7 +110,6 @@ def _torchrun(config: str, work_dir: Path) -> tuple[int, bool]:
         "TORCH_FR_DUMP_TEMP_FILE": f"{work_dir}/logs/nccl_rank",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
-    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # of torchrun, too: it is meant for the ranks, which save
@@ -108,7 +119,7 @@ def _torchrun(config: str, work_dir: Path) -> tuple[int, bool]:
     started = False
     while True:
         try:
-            return process.wait(timeout=1), stopping.is_set()
+            return process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             ranks = _children(process.pid)
             started = started or bool(ranks)
