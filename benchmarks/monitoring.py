@@ -39,7 +39,7 @@ def mean_step(strategy: str, size: Size, data: Windows, steps: int, warm_up: int
         config = _config(work_dir / "run", strategy, size, warm_up + steps + 1)
         config = config.model_copy(update={"log": log})
         Runner(config, train_data=data, callbacks=[clock]).train()
-    return fmean(after - before for before, after in pairwise(clock.times[warm_up - 1 : -1]))
+    return fmean(after.wall - before.wall for before, after in pairwise(clock.times[warm_up - 1 : -1]))
 
 
 def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int, warm_up: int = WARM_UP) -> Row:

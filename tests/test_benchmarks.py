@@ -21,7 +21,7 @@ def test_overhead_has_a_line_for_each_strategy_with_both_times_and_their_ratio(s
     assert len(row.hand) == len(row.runner) == 2
     line = overhead.line(row)
     assert line.split(" | ")[:2] == [f"| {strategy}", "tiny"]
-    assert {text.count("|") for text in (*overhead.HEAD.splitlines(), line)} == {8}
+    assert {text.count("|") for text in (*overhead.HEAD.splitlines(), line)} == {9}
 
 
 def _monitoring_row() -> monitoring.Row:

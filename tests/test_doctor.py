@@ -17,7 +17,7 @@ import torch.distributed as dist
 from distopt.cli import main
 from distopt.launch.doctor import measure, probe
 from distopt.launch.doctor.compare import findings
-from distopt.launch.doctor.examine import examine
+from distopt.launch.doctor.examine import _facts, examine
 from distopt.launch.doctor.meeting import Meeting, within
 from distopt.launch.doctor.network import listen, unreachable
 from distopt.launch.doctor.places import Places
@@ -70,6 +70,11 @@ def _found(tmp_path: Path, timeout: float = 20, **odd: object) -> list[tuple[str
 @pytest.fixture(scope="module")
 def node() -> str:
     return f"{socket.gethostname()} (node 1)"
+
+
+def test_a_rank_whose_distopt_tells_other_facts_is_named():
+    with pytest.raises(RuntimeError, match=r"rank 3 runs distopt 0\.9\.9"):
+        _facts(3, {"versions": {"distopt": "0.9.9"}, "rank": 3})
 
 
 def test_ranks_that_are_alike_have_nothing_odd_and_leave_nothing(tmp_path):

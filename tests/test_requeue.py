@@ -111,6 +111,13 @@ def test_a_job_that_is_preempted_before_its_training_began_is_requeued(job):
     assert job.ask("after", "7.1") == "stop"
 
 
+def test_a_job_whose_record_was_deleted_meanwhile_is_requeued(job):
+    job.ask("before", "7.0")
+    (job.run / "starts.json").unlink()
+    job.ends("7.0", state="preempted", reason="SIGUSR1")
+    assert job.ask("after", "7.0") == "requeue"
+
+
 def test_a_job_that_finds_another_at_work_leaves_its_count_alone(job):
     job.ask("before", "7.0")
     job.ask("before", "8.0")

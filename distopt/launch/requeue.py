@@ -131,6 +131,7 @@ def after(config: Config, launch: str, requeues: int, *, preempted: bool = False
     if preempted and end != "done":
         end = "preempted"
     others, starts = _read(config.work_dir, launch)
+    starts = starts or [Start(launch, 0)]  # the record was deleted meanwhile
     starts[-1] = replace(starts[-1], end=end)
     if end != "done":
         step = find_start(config.work_dir, config.resume, config.to_dict()).step

@@ -28,7 +28,7 @@ def examine(meeting: Meeting, work_dir: Path | None) -> Examination | None:
     No step waits much longer than the meeting's timeout, whoever does not come.
 
     Raises:
-        RuntimeError: Rank 0 is gone.
+        RuntimeError: Rank 0 is gone; or a rank runs a distopt that tells other facts.
     """
     facts = probe(work_dir)
     with ExitStack() as stack:
@@ -43,7 +43,7 @@ def examine(meeting: Meeting, work_dir: Path | None) -> Examination | None:
 
 def _lead(meeting: Meeting, facts: Facts) -> Examination:
     came = meeting.hear("facts")
-    everyone = [Facts.from_dict(told["facts"]) for told in came.values()]
+    everyone = [_facts(rank, told["facts"]) for rank, told in came.items()]
     leaders = first_of_each_node(everyone)
     plan: dict[str, Any] = {
         "token": uuid4().hex,
@@ -70,6 +70,14 @@ def _lead(meeting: Meeting, facts: Facts) -> Examination:
     meeting.tell("all may meet", all_may_meet)
     measured = _all_measure(meeting, facts, plan) if all_may_meet else {}
     return Examination(meeting.size, everyone, apart, cut_off, measured)
+
+
+def _facts(rank: int, told: Mapping[str, Any]) -> Facts:
+    try:
+        return Facts.from_dict(told)
+    except (KeyError, TypeError) as error:
+        version = told.get("versions", {}).get("distopt", "of another version")
+        raise RuntimeError(f"rank {rank} runs distopt {version}, which does not fit to this one") from error
 
 
 def _all_measure(meeting: Meeting, facts: Facts, plan: Mapping[str, Any]) -> dict[int, Measured | str]:
