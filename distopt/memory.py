@@ -55,7 +55,7 @@ def _listing(run: Run) -> list[str]:
         counts[_shape(tensor)] += 1
     of_named = {f"{name}  {_shape(tensor)}": tensor.nbytes for name, tensor in named.items()}
     of_others = {f"{counts[shape]} × {shape}": size for shape, size in by_shape.items()}
-    lines = _largest("parameters, gradients and the optimizer's state", of_named)
+    lines = _largest("parameters, gradients, averages and the optimizer's state", of_named)
     lines += _largest("other tensors", of_others)
     if run.device.type == "cuda":
         allocated = torch.cuda.memory_allocated(run.device)
@@ -92,6 +92,9 @@ def _tensors(run: Run) -> Iterator[tuple[str, Tensor]]:
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     yield f"{fqn}.{key}", value
+    ema = getattr(run, "ema", None)
+    for fqn, average in ema.averages.items() if ema else ():
+        yield f"{fqn}.ema", average
     walk = names.visits(run.model)
     for fqn, parameter in names.live_parameters(walk).items():
         # FSDP puts what it has gathered in the place of the shards, and takes it away again.

@@ -69,7 +69,11 @@ def _note(path: Path) -> str:
 def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run → what rank 1 has to say; rank 0 has nothing."""
     found = {}
-    for name, changes in {"ddp": {}, "fsdp": {"strategy": "fsdp"}, "rehearsal": {"model": {"at": 1}}}.items():
+    for name, changes in {
+        "ddp": {"ema": {"decay": 0.9}},
+        "fsdp": {"strategy": "fsdp"},
+        "rehearsal": {"model": {"at": 1}},
+    }.items():
         folder = tmp_path_factory.mktemp(name)
         of_rank_0, found[name] = run_distributed(_note, hungry(folder, **changes))
         assert of_rank_0 == ""
@@ -90,6 +94,10 @@ def test_parameters_and_the_optimizer_s_state_are_named_with_the_size_of_this_ra
     for name in ("large.weight", "large.weight.exp_avg", "large.weight.exp_avg_sq"):
         assert f"{size} GiB {name} float32 ({rows}, 1024)" in found
     assert f"{3 / 1024:.3f} GiB mask uint8 ({3 * MIB},)" in found
+
+
+def test_averages_are_named(notes):
+    assert "0.008 GiB large.weight.ema float32 (2048, 1024)" in lines(notes["ddp"])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
