@@ -118,7 +118,7 @@ def test_restarts_skipped_steps_and_the_reason_are_told(run):
     log(run, {**row(30), "skipped": 1})
     text = "\n".join(line.plain for line in report(Watch(run).look(), 100, 40))
     assert "\n  rank 1 failed first: killed\n" in text
-    assert "restarts  2\n" in text
+    assert "restarts  2, 0 left\n" in text
     assert "skipped   1 step of this start\n" in text
 
 
@@ -214,6 +214,21 @@ def test_a_restart_is_told_and_what_it_records_anew_comes(run, capsys):
         "step  20/600  loss 2.2500",
         "done at step 600/600",
     ]
+
+
+def test_a_failed_run_that_torchrun_starts_again_is_followed(run, capsys):
+    say(run, "failed", reason="rank 1 failed first: killed", step=20, restarts_left=1)
+    following(run, scenes=[lambda: say(run, pid=4343, step=20, restarts=1)])
+    lines = printed(capsys)
+    assert "failed at step 20/600, 1 restart left: rank 1 failed first: killed" in lines
+    assert lines[-1] == "done at step 600/600"
+
+
+def test_a_failed_run_that_nobody_starts_again_has_ended(run):
+    say(run, "failed")
+    assert Watch(run, clock=lambda: NOON).look().has_ended
+    say(run, "failed", restarts_left=1)
+    assert Watch(run, clock=lambda: NOON + 61).look().has_ended
 
 
 def test_a_run_that_is_not_there_yet_is_waited_for(tmp_path, capsys):

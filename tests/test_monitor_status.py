@@ -20,6 +20,7 @@ NEVER = 3600.0
 
 def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "4711.0")
     path = tmp_path / "status.json"
     with StatusFile(path, step=200, checkpoint="checkpoints/step_00000200", last_step=600):
@@ -35,6 +36,7 @@ def test_it_says_who_runs_since_the_start(tmp_path: Path, monkeypatch: pytest.Mo
         "reason": None,
         "launch": "4711.0",
         "restarts": 2,
+        "restarts_left": 1,
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }

@@ -78,6 +78,8 @@ def state_line(view: RunView) -> str:
     line = f"{view.state} at step {_of(view)}"
     if view.state == "running":
         line += f" on {view.host}" + f", restart {view.restarts}" * (view.restarts > 0)
+    if view.state == "failed" and view.restarts_left:
+        line += f", {counted(view.restarts_left, 'restart')} left"
     if view.state == "lost":
         line += f": not seen for {duration(view.seen or 0)}"
     return f"{line}: {view.reason}" if view.reason else line
@@ -122,8 +124,8 @@ def _facts(view: RunView) -> Iterator[tuple[str, str]]:
         yield "checkpoint", view.checkpoint + ("" if age is None else f"  {duration(age)} ago")
     if view.host:
         yield "process", f"{view.pid} on {view.host}"
-    if view.restarts:
-        yield "restarts", str(view.restarts)
+    if view.restarts or view.restarts_left:
+        yield "restarts", f"{view.restarts}, {view.restarts_left} left"
     if skipped := row.get("skipped"):
         yield "skipped", f"{counted(skipped, 'step')} of this start"
 

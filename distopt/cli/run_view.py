@@ -38,6 +38,8 @@ class RunView:
     """Where the run ends."""
     reason: str | None = None
     restarts: int = 0
+    restarts_left: int = 0
+    """How often torchrun will start the ranks again yet, where they fail."""
     host: str | None = None
     pid: int | None = None
     seen: float | None = None
@@ -54,6 +56,8 @@ class RunView:
     @property
     def has_ended(self) -> bool:
         """Whether this start of the run says that it is over. A lost one may yet be restarted."""
+        if self.state == "failed" and self.restarts_left and (self.seen or 0.0) <= PATIENCE:
+            return False
         return self.state in ("done", "preempted", "failed")
 
     @property
@@ -102,6 +106,7 @@ class Watch:
             last_step=status.get("last_step"),
             reason=status.get("reason"),
             restarts=status.get("restarts", 0),
+            restarts_left=status.get("restarts_left", 0),
             host=status.get("host"),
             pid=status.get("pid"),
             seen=seen,

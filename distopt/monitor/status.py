@@ -127,6 +127,7 @@ def read_status(path: Path) -> dict[str, Any] | None:
 
 
 def _running(step: int, checkpoint: str | None, last_step: int | None) -> dict[str, Any]:
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return {
         "state": "running",
         "step": step,
@@ -134,7 +135,8 @@ def _running(step: int, checkpoint: str | None, last_step: int | None) -> dict[s
         "checkpoint": checkpoint,
         "reason": None,
         "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
-        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "restarts": restarts,
+        "restarts_left": max(0, int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts),
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
