@@ -76,12 +76,14 @@ class Moment(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds per step of one repetition: the median of single steps, and the mean, logging included."""
+    """Seconds per step of one repetition."""
 
     median: float
+    """Of single steps, without those in which the runner writes a row."""
     mean: float
+    """Of all."""
     cpu: float
-    """The median of the main thread's."""
+    """As `median`, of the main thread."""
 
 
 class Row(NamedTuple):
@@ -228,7 +230,11 @@ def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int, war
             times = train(strategy, size, data, warm_up + steps)[warm_up - 1 :]
             walls = [after.wall - before.wall for before, after in pairwise(times)]
             cpus = [after.cpu - before.cpu for before, after in pairwise(times)]
-            timings.append(Timing(median(walls), fmean(walls), median(cpus)))
+            # The row of a step is written after it, and so in the time of the next one.
+            quiet = [i for i in range(len(walls)) if (warm_up + i) % LOG_EVERY]
+            timings.append(
+                Timing(median(walls[i] for i in quiet), fmean(walls), median(cpus[i] for i in quiet))
+            )
     return row
 
 
