@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 MACHINE = import torch as t; print(t.cuda.device_count() or 2, t.get_num_threads())
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help train test test-system test-gpu check format clean
+.PHONY: help train test test-system test-gpu check lint format clean
 
 help:  ## print this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,11 +32,13 @@ test-system: $(VENV)/.for-tests  ## the tests that need minutes, or system packa
 test-gpu: $(VENV)/.for-tests  ## the tests that need a CUDA device
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-check: $(VENV)/.for-tests  ## format, lint, types and the fast tests
+check: lint  ## format, lint, types and the fast tests
+	@$(PY) -m pytest -q -m "not slow and not system and not gpu" $(ARGS)
+
+lint: $(VENV)/.for-tests  ## format, lint and types
 	@$(PY) -m ruff format --check
 	@$(PY) -m ruff check
 	@$(PY) -m mypy
-	@$(PY) -m pytest -q -m "not slow and not system and not gpu" $(ARGS)
 
 format: $(VENV)/.for-tests  ## format the code and mend what the linter can
 	@$(PY) -m ruff format
