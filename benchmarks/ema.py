@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.optimizer import MODELS, WARM_UP, sharded
+from benchmarks.optimizer import MODELS, WARM_UP, made
 from distopt import comm
 from distopt.config import EmaConfig
 from distopt.ema import Ema
@@ -57,7 +57,7 @@ def whole(name: str, turns: int) -> Row:
 @torch.no_grad()
 def of_shards(name: str, turns: int) -> Row:
     """A model under FSDP2."""
-    model = sharded(MODELS[name])
+    model = made(MODELS[name], sharded=True)
     live = dict(model.named_parameters())
     averages = {fqn: parameter.detach().clone() for fqn, parameter in live.items()}
     ema = Ema(model, EmaConfig(decay=DECAY))

@@ -1,4 +1,4 @@
-"""The optimizer's step and clipping under FSDP2: on local shards, against torch's own on DTensors.
+"""The optimizer's step and clipping against torch's own: on shards under FSDP2, and on whole tensors.
 
     torchrun --standalone --nproc_per_node=2 benchmarks/optimizer.py
 
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from distopt import comm
+from distopt.fused import FusedStep
 from distopt.models import ByteGPT
 from distopt.norms import GroupNorms, clip_by_norm, total_norm
 from distopt.optim.local_shards import step_local_shards
@@ -30,7 +31,7 @@ MAX_NORM = 1.0
 LR, MOMENTUM = 1e-3, 0.9
 
 HEAD = """\
-| model | tensors | what | DTensors ms | local shards ms | ratio |
+| model | tensors | what | torch ms | distopt ms | ratio |
 | --- | --- | --- | --- | --- | --- |"""
 
 
@@ -59,62 +60,66 @@ class Row(NamedTuple):
     model: str
     tensors: int
     what: str
-    on_dtensors: list[float]
-    on_shards: list[float]
+    by_torch: list[float]
+    by_us: list[float]
 
 
 @torch.no_grad()
-def sharded(make: Callable[[], nn.Module]) -> nn.Module:
-    """The model under FSDP2, with a gradient that is the same whenever it is made."""
+def made(make: Callable[[], nn.Module], *, sharded: bool) -> nn.Module:
+    """The model, under FSDP2 or whole, with a gradient that is the same whenever it is made."""
     torch.manual_seed(0)
     model = make().to(comm.World.from_env().device)
-    for block in getattr(model, "blocks", ()):
-        fully_shard(block)
-    fully_shard(model)
+    if sharded:
+        for block in getattr(model, "blocks", ()):
+            fully_shard(block)
+        fully_shard(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
         _local(parameter.grad).normal_()
     return model
 
 
-def stepping(name: str, optimizer: str, turns: int) -> Row:
-    """Steps of two models alike, one of which is stepped by its shards."""
+def stepping(name: str, optimizer: str, turns: int, *, sharded: bool = True) -> Row:
+    """Steps of two models alike: of shards as shards, of whole ones by lists that are made once."""
     cls, options = OPTIMIZERS[optimizer]
-    models = [sharded(MODELS[name]) for _ in range(2)]
+    models = [made(MODELS[name], sharded=sharded) for _ in range(2)]
     optimizers = [cls(model.parameters(), **options) for model in models]
     step_local_shards(optimizers[1])
-    row = _take_turns(name, optimizer, models[0], optimizers[0].step, optimizers[1].step, turns)
-    for theirs, ours in zip(*(model.parameters() for model in models), strict=True):
-        assert _equal(theirs, ours)
-        for key, value in optimizers[0].state[theirs].items():
-            assert _equal(value, optimizers[1].state[ours][key])
+    ours = optimizers[1].step if sharded else FusedStep(optimizers[1])
+    what = optimizer if sharded else f"{optimizer}, whole tensors"
+    row = _take_turns(name, what, models[0], optimizers[0].step, ours, turns)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert _equal(a, b)
+        for key, value in optimizers[0].state[a].items():
+            assert _equal(value, optimizers[1].state[b][key])
     return row
 
 
 def clipping(name: str, turns: int) -> Row:
     """Clips two gradients alike; they shrink little after the first time."""
-    models = [sharded(MODELS[name]) for _ in range(2)]
+    models = [made(MODELS[name], sharded=True) for _ in range(2)]
     parameters = list(models[0].parameters())
     groups = [{"params": list(models[1].parameters())}]
+    norms = GroupNorms(groups)
 
-    def on_dtensors() -> None:
+    def theirs() -> None:
         nn.utils.clip_grad_norm_(parameters, MAX_NORM)
 
-    def on_shards() -> None:
-        clip_by_norm(groups, total_norm(GroupNorms(groups).of_gradients()), MAX_NORM)
+    def ours() -> None:
+        clip_by_norm(groups, total_norm(norms.of_gradients()), MAX_NORM)
 
-    row = _take_turns(name, "clipping", models[0], on_dtensors, on_shards, turns)
-    for theirs, ours in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(_local(theirs.grad), _local(ours.grad), rtol=1e-4, atol=0)
+    row = _take_turns(name, "clipping", models[0], theirs, ours, turns)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(_local(a.grad), _local(b.grad), rtol=1e-4, atol=0)
     return row
 
 
 def line(row: Row) -> str:
-    """A line of the table: medians of single turns in milliseconds; the ratio is of DTensors to shards."""
-    on_dtensors, on_shards = median(row.on_dtensors), median(row.on_shards)
+    """A line of the table: medians of single turns in milliseconds; the ratio is of torch's to ours."""
+    theirs, ours = median(row.by_torch), median(row.by_us)
     return (
-        f"| {row.model} | {row.tensors} | {row.what} | {1e3 * on_dtensors:.2f} | {1e3 * on_shards:.2f}"
-        f" | {on_dtensors / on_shards:.2f} |"
+        f"| {row.model} | {row.tensors} | {row.what} | {1e3 * theirs:.2f} | {1e3 * ours:.2f}"
+        f" | {theirs / ours:.2f} |"
     )
 
 
@@ -122,13 +127,13 @@ def _take_turns(
     name: str,
     what: str,
     model: nn.Module,
-    on_dtensors: Callable[[], object],
-    on_shards: Callable[[], object],
+    theirs: Callable[[], object],
+    ours: Callable[[], object],
     turns: int,
 ) -> Row:
     row = Row(name, len(list(model.parameters())), what, [], [])
     for turn in range(WARM_UP + turns):
-        for function, times in ((on_dtensors, row.on_dtensors), (on_shards, row.on_shards)):
+        for function, times in ((theirs, row.by_torch), (ours, row.by_us)):
             dist.barrier()  # no rank waits for another inside
             start = perf_counter()
             function()
@@ -166,6 +171,7 @@ def main() -> None:
             for optimizer in OPTIMIZERS:
                 show(line(stepping(name, optimizer, turns)))
             show(line(clipping(name, turns)))
+            show(line(stepping(name, "AdamW, fused", turns, sharded=False)))
 
 
 if __name__ == "__main__":

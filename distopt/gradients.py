@@ -80,7 +80,8 @@ class GradientStep:
         self._max_skipped = max_skipped
         self._measures_updates = measures_updates
         self._world = dist.get_world_size()
-        self._is_fused = fused.is_fused(optimizer) and not self.scaler.is_enabled()
+        is_fused = fused.is_fused(optimizer) and not self.scaler.is_enabled()
+        self._fused_step = fused.FusedStep(optimizer) if is_fused else None
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._norms = norms.GroupNorms(optimizer.param_groups)
         self._habits: Habits
@@ -101,7 +102,7 @@ class GradientStep:
             self.scaler,
             self._habits.statistics,
             limit=self._max_skipped,
-            asks=not self.scaler.is_enabled() and not (self._is_fused and self._device.type == "cuda"),
+            asks=not self.scaler.is_enabled() and not (self._fused_step and self._device.type == "cuda"),
         )
         return self._habits
 
@@ -215,7 +216,7 @@ class GradientStep:
         if clip and clip.max_norm is not None:
             of_what = of_groups if clip.per_group else norm
             assert of_what is not None
-            if self._is_fused and not clip.per_group:
+            if self._fused_step and not clip.per_group:
                 return norms.divisor(of_what, clip.max_norm)
             norms.clip_by_norm(groups, of_what, clip.max_norm)
         if clip and clip.max_value is not None:
@@ -223,10 +224,8 @@ class GradientStep:
         return None
 
     def _step(self, left_out: Tensor | bool, divisor: Tensor | None) -> None:
-        if self._is_fused:
-            fused.step(
-                self.optimizer, unless=left_out if isinstance(left_out, Tensor) else None, divisor=divisor
-            )
+        if self._fused_step:
+            self._fused_step(unless=left_out if isinstance(left_out, Tensor) else None, divisor=divisor)
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()

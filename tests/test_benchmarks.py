@@ -36,13 +36,18 @@ def test_logging_and_not_logging_have_a_line():
 
 def _optimizer_rows() -> list[optimizer.Row]:
     stepped = [optimizer.stepping("small", name, turns=2) for name in optimizer.OPTIMIZERS]
-    return [*stepped, optimizer.clipping("small", turns=2)]
+    whole = optimizer.stepping("small", "AdamW, fused", turns=2, sharded=False)
+    return [*stepped, optimizer.clipping("small", turns=2), whole]
 
 
-def test_the_optimizers_on_shards_and_on_dtensors_have_a_line_each():
+def test_the_optimizers_of_torch_and_ours_have_a_line_each():
     rows = run_distributed(_optimizer_rows)[0]
-    assert [row.what for row in rows] == [*optimizer.OPTIMIZERS, "clipping"]
-    assert all(len(row.on_dtensors) == len(row.on_shards) == 2 for row in rows)
+    assert [row.what for row in rows] == [
+        *optimizer.OPTIMIZERS,
+        "clipping",
+        "AdamW, fused, whole tensors",
+    ]
+    assert all(len(row.by_torch) == len(row.by_us) == 2 for row in rows)
     assert {text.count("|") for text in (*optimizer.HEAD.splitlines(), *map(optimizer.line, rows))} == {7}
 
 
