@@ -7,7 +7,6 @@ device. torch made both for its gradient scaler.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch._C._autograd import _profiler_enabled
 from torch.optim import optimizer as hooks
 
 from distopt.optim import steps_plain_tensors
+from distopt.optim.local_shards import same_objects
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
@@ -110,7 +110,7 @@ class _Kernel:
         if any(grad is None for grad in grads) or not all(states) or not all(map(_is_told_numbers, groups)):
             return False
         values = [value for of_param in states for value in of_param.values()]
-        if not (_same(params, self._params) and _same(values, self._values)):
+        if not (same_objects(params, self._params) and same_objects(values, self._values)):
             self._params, self._values = params, values
             self._groups = _grouped(groups, state)
             self._steps = [step for group in self._groups or () for step in group.steps]
@@ -159,10 +159,6 @@ def _grouped(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any]) -
             return None
         found.append(_Group(list(params), averages, squares, greatest, steps))
     return found
-
-
-def _same(these: Sequence[object], those: Sequence[object]) -> bool:
-    return len(these) == len(those) and all(map(is_, these, those))
 
 
 def _parts(optimizer: Any) -> list[Any]:

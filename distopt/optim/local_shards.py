@@ -124,10 +124,10 @@ class _Shards:
         shards = [p._local_tensor if isinstance(p, DTensor) else p for p in wholes]
         states = [*map(state.get, wholes)]
         if (
-            _same(wholes, self._wholes)
-            and _same(shards, self._shards)
-            and _same(states, self._states)
-            and _same(_values(states), self._values)
+            same_objects(wholes, self._wholes)
+            and same_objects(shards, self._shards)
+            and same_objects(states, self._states)
+            and same_objects(_values(states), self._values)
         ):
             return True
         self._wholes, self._shards, self._local_state = [], [], defaultdict(dict)
@@ -155,7 +155,7 @@ class _Shards:
     def _hand_over(self, state: dict[Tensor, State]) -> None:
         """Gives the optimizer's state, as DTensors, what a step has made or replaced."""
         states = [*map(self._local_state.get, self._shards)]
-        if _same(states, self._local_states) and _same(_values(states), self._local_values):
+        if same_objects(states, self._local_states) and same_objects(_values(states), self._local_values):
             return
         for whole, shard, of_shard in zip(self._wholes, self._shards, states, strict=True):
             if of_shard is None:
@@ -177,7 +177,7 @@ class _Shards:
         self._local_values = _values(self._local_states)
 
 
-def _same(these: Sequence[object], those: Sequence[object]) -> bool:
+def same_objects(these: Sequence[object], those: Sequence[object]) -> bool:
     return len(these) == len(those) and all(map(is_, these, those))
 
 
