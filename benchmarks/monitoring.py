@@ -1,30 +1,29 @@
-"""A run that logs as by default, every ten steps, against one that logs its first and last step alone.
+"""What a logged row costs: ten steps with one beside the next ten without, again and again in one run.
 
     torchrun --standalone --nproc_per_node=2 -m benchmarks.monitoring
 
-Both take turns in the same processes; what is compared is the mean step, in which each row has its part.
+A run logs each tenth step by default; here each twentieth, so that of two blocks of ten one has a row.
 """
 
 from __future__ import annotations
 
 import argparse
 from contextlib import redirect_stdout
-from itertools import pairwise
-from statistics import fmean, median
+from statistics import median, quantiles
 from typing import NamedTuple
 
-from benchmarks.overhead import SIZES, WARM_UP, Clock, Size, Windows, _config, _work_dir
+from benchmarks.overhead import LOG_EVERY, SIZES, Clock, Size, Windows, _config, _work_dir
 from distopt import Runner, comm
 from distopt.config import LogConfig
 
 HEAD = """\
-| strategy | step | without ms | logging ms | ratio | spread over pairs | a row, ms |
+| strategy | step | without ms | logging ms | ratio | half of the pairs | a row, ms |
 | --- | --- | --- | --- | --- | --- | --- |"""
-NEVER = 10**9
+PERIOD = 2 * LOG_EVERY
 
 
 class Row(NamedTuple):
-    """One line of the table: seconds of the mean step, of each repetition in the order they were made."""
+    """One line of the table: seconds of the mean step of each block, in pairs of neighbours."""
 
     strategy: str
     step: str
@@ -32,34 +31,34 @@ class Row(NamedTuple):
     logging: list[float]
 
 
-def mean_step(strategy: str, size: Size, data: Windows, steps: int, warm_up: int, log: LogConfig) -> float:
-    """Seconds per step of a run, after its warm-up and before its last step, which every run logs."""
-    clock = Clock()
-    with _work_dir() as work_dir, (work_dir / "stdout").open("a") as stdout, redirect_stdout(stdout):
-        config = _config(work_dir / "run", strategy, size, warm_up + steps + 1)
-        config = config.model_copy(update={"log": log})
-        Runner(config, train_data=data, callbacks=[clock]).train()
-    return fmean(after.wall - before.wall for before, after in pairwise(clock.times[warm_up - 1 : -1]))
-
-
-def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int, warm_up: int = WARM_UP) -> Row:
-    """Lets both train `pairs` times, in turns."""
+def measure(strategy: str, step: str, size: Size, *, runs: int, pairs: int) -> Row:
+    """Trains `runs` times, `pairs` pairs of blocks after a warm-up of one."""
     data = Windows(context=size.model.get("context", 64))
     row = Row(strategy, step, [], [])
-    for _ in range(pairs):
-        for times, log in ((row.without, LogConfig(every=NEVER)), (row.logging, LogConfig())):
-            times.append(mean_step(strategy, size, data, steps, warm_up, log))
+    for _ in range(runs):
+        clock = Clock()
+        with _work_dir() as work_dir, (work_dir / "stdout").open("a") as stdout, redirect_stdout(stdout):
+            config = _config(work_dir / "run", strategy, size, PERIOD * (pairs + 2))
+            config = config.model_copy(update={"log": LogConfig(every=PERIOD)})
+            Runner(config, train_data=data, callbacks=[clock]).train()
+        for pair in range(1, pairs + 1):
+            # The row of the pair's first step is written after it, in the time of the next.
+            first = PERIOD * pair - LOG_EVERY // 2 - 1
+            began, between, ended = (clock.times[first + i * LOG_EVERY].wall for i in range(3))
+            row.logging.append((between - began) / LOG_EVERY)
+            row.without.append((ended - between) / LOG_EVERY)
     return row
 
 
 def line(row: Row) -> str:
-    """A line of the table: times are medians over repetitions, in milliseconds; so is the ratio, of pairs."""
+    """A line of the table: medians over pairs."""
     without, logging = median(row.without), median(row.logging)
-    ratios = [with_rows / alone for with_rows, alone in zip(row.logging, row.without, strict=True)]
-    each = median(a - b for a, b in zip(row.logging, row.without, strict=True)) * LogConfig().every
+    ratios = [with_row / alone for with_row, alone in zip(row.logging, row.without, strict=True)]
+    least, _, most = quantiles(ratios, n=4)
+    each = LOG_EVERY * median(a - b for a, b in zip(row.logging, row.without, strict=True))
     return (
         f"| {row.strategy} | {row.step} | {1e3 * without:.2f} | {1e3 * logging:.2f} | {median(ratios):.3f}"
-        f" | {min(ratios):.3f}–{max(ratios):.3f} | {1e3 * each:.2f} |"
+        f" | {least:.3f}–{most:.3f} | {1e3 * each:.2f} |"
     )
 
 
@@ -67,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=7, help="repetitions of each")
-    parser.add_argument("--steps", type=int, default=100, help="timed steps of a repetition")
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=30, help="of blocks of ten steps, in each run")
     parser.add_argument("--only", help="one size alone: `10 ms`")
     args = parser.parse_args()
     world = comm.World.from_env()
@@ -78,7 +77,7 @@ def main() -> None:
         for strategy, sizes in SIZES.items():
             for step, size in sizes.items():
                 if args.only in (None, step):
-                    row = measure(strategy, step, size, pairs=args.pairs, steps=args.steps)
+                    row = measure(strategy, step, size, runs=args.runs, pairs=args.pairs)
                     if world.is_main:
                         print(line(row), flush=True)
 
