@@ -49,9 +49,10 @@ class FusedStep:
             unless: Scalar; where it is true, nothing changes.
             divisor: Scalar, that gradients are divided by.
         """
-        told = {"found_inf": None if unless is None else unless.float(), "grad_scale": divisor}
-        given = {name: value for name, value in told.items() if value is not None}
+        told = {"found_inf": unless, "grad_scale": divisor}
+        given = {name: value.float() for name, value in told.items() if value is not None}
         if not (self._is_plain() and self._kernel.step(self._optimizer, given)):
+            self._kernel = _Kernel()  # it would keep alive what is replaced meanwhile
             self._step_as_torch_does(given)
 
     def _is_plain(self) -> bool:
@@ -91,10 +92,11 @@ class _Group(NamedTuple):
 class _Kernel:
     """Calls the kernel with lists of tensors that are made once; torch makes and checks them in each step.
 
-    They are made anew where parameters or state are other objects than they were.
+    They are made anew where parameters or state are other objects than they were, or in other groups.
     """
 
     def __init__(self) -> None:
+        self._sizes: list[int] = []  # of the groups
         self._params: list[Tensor] = []
         self._values: list[Any] = []  # all there is in the state
         self._groups: list[_Group] | None = None  # None where the kernel cannot take them
@@ -107,21 +109,24 @@ class _Kernel:
         params = [p for group in groups for p in group["params"]]
         grads = [p.grad for p in params]
         states = [state.get(p) or {} for p in params]
-        if any(grad is None for grad in grads) or not all(states) or not all(map(_is_told_numbers, groups)):
+        if any(grad is None for grad in grads) or not all(states) or not all(map(_is_usual, groups)):
             return False
         values = [value for of_param in states for value in of_param.values()]
-        if not (same_objects(params, self._params) and same_objects(values, self._values)):
-            self._params, self._values = params, values
+        sizes = [len(group["params"]) for group in groups]
+        is_known = sizes == self._sizes and same_objects(params, self._params)
+        if not (is_known and same_objects(values, self._values)):
+            self._sizes, self._params, self._values = sizes, params, values
             self._groups = _grouped(groups, state)
             self._steps = [step for group in self._groups or () for step in group.steps]
         if self._groups is None:
             return False
         torch._foreach_add_(self._steps, 1)
-        is_adamw = type(optimizer) is torch.optim.AdamW
-        kernel: Callable[..., None] = torch._fused_adamw_ if is_adamw else torch._fused_adam_
         first = 0
         for group, (own, *of_state) in zip(groups, self._groups, strict=True):
             last = first + len(own)
+            kernel: Callable[..., None] = (
+                torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+            )
             kernel(
                 own,
                 grads[first:last],
@@ -141,21 +146,23 @@ class _Kernel:
         return True
 
 
-def _is_told_numbers(group: Mapping[str, Any]) -> bool:
-    """Whether lr and betas are none of the tensors that they may be as well."""
-    return not any(isinstance(value, Tensor) for value in (group["lr"], *group["betas"]))
+def _is_usual(group: Mapping[str, Any]) -> bool:
+    """Whether lr and betas are none of the tensors that they may be as well, and it is still a fused one."""
+    return group["fused"] and not any(isinstance(value, Tensor) for value in (group["lr"], *group["betas"]))
 
 
 def _grouped(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any]) -> list[_Group] | None:
-    """The tensors of each group; None where one is not all of one device and type."""
+    """The tensors of each group; None where one has several types, or all are on several devices."""
     found = []
+    devices = set()
     for group in groups:
         params, states = group["params"], [state[p] for p in group["params"]]
         averages, squares = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
         greatest = [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else []
         steps = [s["step"] for s in states]
-        kinds = {(tensor.device, tensor.dtype) for tensor in (*params, *averages, *squares, *greatest)}
-        if len(kinds) != 1 or any(step.device != params[0].device for step in steps):
+        tensors = [*params, *averages, *squares, *greatest]
+        devices |= {tensor.device for tensor in (*tensors, *steps)}
+        if len({tensor.dtype for tensor in tensors}) > 1 or len(devices) > 1:
             return None
         found.append(_Group(list(params), averages, squares, greatest, steps))
     return found

@@ -196,8 +196,9 @@ class GradientStep:
     def _divide_by_items(self, items: Any, samples: int) -> None:
         total = torch.as_tensor(items, dtype=torch.float32, device=self._device)
         dist.all_reduce(total)
-        grads = norms.local_gradients(self._parameters)
-        torch._foreach_mul_(grads, samples / torch.where(total > 0, total, 1))
+        factor = samples / torch.where(total > 0, total, 1)
+        if grads := norms.local_gradients(self._parameters):
+            torch._foreach_mul_(grads, factor.to(grads[0].device))  # which may be offloaded
 
     def _gradient_norms(self, measure: bool) -> Tensor | None:
         """Those of the groups, where anybody asks for them."""

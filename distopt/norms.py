@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Final
 
 import torch
@@ -42,8 +43,9 @@ class GroupNorms:
         self._counts = [len(cell) for cell in cells]
         self._buckets = [_buckets(cell) for cell in cells]
         self._nothing = torch.zeros(0, device=self._params[0].device)
-        real = {param.dtype for param in self._params} <= {torch.float32, torch.float16, torch.bfloat16}
-        self._dtype = torch.float32 if real else None
+        dtypes = {param.dtype for param in self._params}
+        is_real = not any(dtype.is_complex for dtype in dtypes)
+        self._dtype = reduce(torch.promote_types, dtypes, torch.float32) if is_real else None
 
     def of_gradients(self) -> Tensor:
         """Of shape (groups,), on the gradients' device; 0 where no parameter of a group has a gradient.
@@ -79,7 +81,7 @@ class GroupNorms:
         return found[0], found[1]
 
     def _norms(self, tensors: Tensors) -> Tensors:
-        """One of each; of half precision in fp32."""
+        """One of each; of half precision, where there are no complex ones beside it, in fp32."""
         return torch._foreach_norm(tensors, 2, self._dtype)
 
     def _over_ranks(self, norms: Tensors, counts: Sequence[int]) -> Tensor:

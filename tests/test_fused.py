@@ -65,12 +65,14 @@ def as_torch(optimizer: Optimizer) -> Callable[..., None]:
     return step
 
 
-def assert_same(theirs: Optimizer, happening: Happening = id, **told: Any) -> None:
+def assert_same(theirs: Optimizer, happening: Happening = id, **told: Any) -> Optimizer:
+    """Gives the one that we have stepped."""
     ours = deepcopy(theirs)
     assert is_fused(ours)
     expected = train(as_torch(theirs), theirs, happening, **told)
     for mine, value in zip(train(FusedStep(ours), ours, happening, **told), expected, strict=True):
         assert torch.equal(mine, value)
+    return ours
 
 
 @pytest.fixture
@@ -88,9 +90,18 @@ def test_it_is_torchs_step(cls, options):
     assert_same(optimizer(cls, **options))
 
 
+def test_an_adam_whose_weight_decay_is_decoupled_is_stepped_as_such():
+    assert_same(optimizer(Adam, weight_decay=0.2, decoupled_weight_decay=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_it_is_torchs_step_in_every_precision(dtype):
     assert_same(optimizer(dtypes=(dtype,) * 5))
+
+
+def test_gradients_may_be_divided_by_a_number_in_fp64():
+    ours = optimizer(dtypes=(torch.float64,) * 5)
+    list(train(FusedStep(ours), ours, id, divisor=torch.tensor(3.0, dtype=torch.float64)))
 
 
 def test_gradients_are_divided_as_by_torch():
@@ -133,9 +144,28 @@ def take_a_parameter_away(optimizer: Optimizer) -> None:
     del optimizer.param_groups[0]["params"][0]
 
 
-@pytest.mark.parametrize("happening", [load, replace, change_betas, add_a_group, take_a_parameter_away])
-def test_what_happens_to_the_optimizer_is_noticed(happening):
-    assert_same(optimizer(), happening)
+def move_a_parameter(optimizer: Optimizer) -> None:
+    """Into the next group, so that their order stays."""
+    before, after, _ = optimizer.param_groups
+    after["params"].insert(0, before["params"].pop())
+
+
+@pytest.mark.parametrize(
+    ("happening", "by_torch"),
+    [
+        (load, 3),
+        (replace, 1),
+        (change_betas, 1),
+        (add_a_group, 2),
+        (take_a_parameter_away, 1),
+        (move_a_parameter, 1),
+    ],
+)
+def test_what_happens_to_the_optimizer_is_noticed_and_the_lists_are_made_anew(
+    torchs_steps, happening, by_torch
+):
+    ours = assert_same(optimizer(), happening)
+    assert torchs_steps.count(ours) == by_torch
 
 
 def test_a_parameter_without_a_gradient_is_left():

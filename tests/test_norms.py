@@ -174,6 +174,14 @@ def test_the_norm_is_no_less_exact_than_fp32(dtype):
     )
 
 
+def test_half_precision_is_measured_in_full_beside_other_types():
+    params = [nn.Parameter(torch.zeros(1000, dtype=dtype)) for dtype in (torch.float16, torch.float64)]
+    for param in params:
+        param.grad = torch.full_like(param, 3000)
+    norms = GroupNorms([{"params": [param]} for param in params]).of_gradients()
+    assert norms.tolist() == pytest.approx([3000 * 1000**0.5] * 2)
+
+
 def test_the_norm_of_many_parameters_is_exact():
     param = nn.Parameter(torch.rand(2**24, generator=torch.Generator().manual_seed(0)))
     norms = GroupNorms([{"params": [param]}])
