@@ -100,8 +100,11 @@ def test_it_is_torchs_step_in_every_precision(dtype):
 
 
 def test_gradients_may_be_divided_by_a_number_in_fp64():
-    ours = optimizer(dtypes=(torch.float64,) * 5)
-    list(train(FusedStep(ours), ours, id, divisor=torch.tensor(3.0, dtype=torch.float64)))
+    theirs, ours = (optimizer(dtypes=(torch.float64,) * 5) for _ in range(2))
+    expected = train(as_torch(theirs), theirs, id, divisor=torch.tensor(3.0))  # torch takes no other
+    found = train(FusedStep(ours), ours, id, divisor=torch.tensor(3.0, dtype=torch.float64))
+    for mine, value in zip(found, expected, strict=True):
+        assert torch.equal(mine, value)
 
 
 def test_gradients_are_divided_as_by_torch():
