@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 from contextlib import redirect_stdout
 from statistics import median, quantiles
+from time import perf_counter
 from typing import NamedTuple
 
-from benchmarks.overhead import LOG_EVERY, SIZES, Clock, Size, Windows, _config, _work_dir
+from benchmarks.overhead import LOG_EVERY, SIZES, Size, Windows, _config, _work_dir
 from distopt import Runner, comm
+from distopt.callbacks import Callback, Run
 from distopt.config import LogConfig
 
 HEAD = """\
@@ -31,6 +33,16 @@ class Row(NamedTuple):
     logging: list[float]
 
 
+class Clock(Callback):
+    """When each step was done, in seconds."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step(self, run: Run) -> None:
+        self.times.append(perf_counter())
+
+
 def measure(strategy: str, step: str, size: Size, *, runs: int, pairs: int) -> Row:
     """Trains `runs` times, `pairs` pairs of blocks after a warm-up of one."""
     data = Windows(context=size.model.get("context", 64))
@@ -44,7 +56,7 @@ def measure(strategy: str, step: str, size: Size, *, runs: int, pairs: int) -> R
         for pair in range(1, pairs + 1):
             # The row of the pair's first step is written after it, in the time of the next.
             first = PERIOD * pair - LOG_EVERY // 2 - 1
-            began, between, ended = (clock.times[first + i * LOG_EVERY].wall for i in range(3))
+            began, between, ended = (clock.times[first + i * LOG_EVERY] for i in range(3))
             row.logging.append((between - began) / LOG_EVERY)
             row.without.append((ended - between) / LOG_EVERY)
     return row

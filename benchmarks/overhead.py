@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc_per_node=2 benchmarks/overhead.py
 
-Both have the same model, batches, groups, schedule, clipping and fused AdamW, and take turns in the same
-processes: the ratio of a pair is of two neighbours in time, whatever else the machine does meanwhile.
+Both have the same model, batches, groups, schedule, clipping and fused AdamW, and take turns of ten steps in
+the same processes: a pair has two neighbours in time, whatever else the machine does meanwhile.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
@@ -32,8 +32,9 @@ from distopt.callbacks import Callback, Run
 from distopt.config import Config, validate
 from distopt.models import ByteGPT
 
-WARM_UP = 20
 LOG_EVERY = 10
+TURN = LOG_EVERY
+"""Steps: a turn of the runner's has one row in it, which is written after its fifth step."""
 LR, WEIGHT_DECAY, RISE = 1e-3, 0.1, 10
 
 
@@ -63,7 +64,7 @@ SIZES = {
 
 
 HEAD = """\
-| strategy | step | hand ms | distopt ms | ratio | spread over pairs | logging included | CPU time |
+| strategy | step | hand ms | distopt ms | ratio | half of the pairs | logging included | CPU time |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
@@ -76,7 +77,7 @@ class Moment(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds per step of one repetition."""
+    """Seconds per step of one turn."""
 
     median: float
     """Of single steps, without those in which the runner writes a row."""
@@ -87,7 +88,7 @@ class Timing(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table: a strategy and a size, and the repetitions in the order they were made."""
+    """One line of the table: a strategy and a size, and the turns in the order they were taken."""
 
     strategy: str
     step: str
@@ -109,22 +110,48 @@ class Windows(Dataset[Tensor]):
         return self.windows[index]
 
 
-class Clock(Callback):
-    """When each step was done."""
+class Turns(Callback):
+    """Lets a loop by hand take a turn after each of the runner's, in the middle between two rows.
 
-    def __init__(self) -> None:
-        self.times: list[Moment] = []
+    Args:
+        by_hand: Takes a step each time that it is asked for one.
+        skipped: The runner's steps before the first turn that is timed, of both.
+    """
+
+    def __init__(self, by_hand: Iterator[None], skipped: int) -> None:
+        self.hand: list[Timing] = []
+        self.runner: list[Timing] = []
+        self._by_hand, self._skipped = by_hand, skipped
+        self._times: list[Moment] = []
 
     def on_step(self, run: Run) -> None:
-        self.times.append(now())
+        self._times.append(now())
+        if run.step % LOG_EVERY != LOG_EVERY // 2:
+            return
+        ours, theirs = self._times, [now()]
+        for _ in range(TURN):
+            next(self._by_hand)
+            theirs.append(now())
+        if run.step > self._skipped:
+            self.runner.append(_timing(ours))
+            self.hand.append(_timing(theirs))
+        self._times = [now()]
+
+
+def _timing(times: Sequence[Moment]) -> Timing:
+    walls = [after.wall - before.wall for before, after in pairwise(times)]
+    cpus = [after.cpu - before.cpu for before, after in pairwise(times)]
+    # The row of a step is written after it, and so in the time of the next one.
+    quiet = [i for i in range(len(walls)) if i != LOG_EVERY // 2]
+    return Timing(median(walls[i] for i in quiet), fmean(walls), median(cpus[i] for i in quiet))
 
 
 def now() -> Moment:
     return Moment(perf_counter(), thread_time())
 
 
-def by_hand(strategy: str, size: Size, data: Windows, steps: int) -> list[Moment]:
-    """What one would write without distopt. Returns when each step was done."""
+def by_hand(strategy: str, size: Size, data: Windows, steps: int) -> Iterator[None]:
+    """What one would write without distopt."""
     world = comm.World.from_env()
     torch.manual_seed(0)
     model: nn.Module = ByteGPT(**size.model, tie=False)
@@ -136,7 +163,7 @@ def by_hand(strategy: str, size: Size, data: Windows, steps: int) -> list[Moment
         model = DistributedDataParallel(model.to(world.device), gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(_groups(model), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     parameters = list(model.parameters())
-    losses, times = [], []
+    losses = []
     data_batches = batches(data, size.batch_size, world)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -148,16 +175,7 @@ def by_hand(strategy: str, size: Size, data: Windows, steps: int) -> list[Moment
         optimizer.zero_grad()
         if (step + 1) % LOG_EVERY == 0:
             losses.append(loss.item())
-        times.append(now())
-    return times
-
-
-def by_runner(strategy: str, size: Size, data: Windows, steps: int) -> list[Moment]:
-    """The same from a config, with everything logged that is by default. Returns when each step was done."""
-    clock = Clock()
-    with _work_dir() as work_dir, (work_dir / "stdout").open("a") as stdout, redirect_stdout(stdout):
-        Runner(_config(work_dir / "run", strategy, size, steps), train_data=data, callbacks=[clock]).train()
-    return clock.times
+        yield
 
 
 def _config(work_dir: Path, strategy: str, size: Size, steps: int) -> Config:
@@ -221,33 +239,31 @@ def _work_dir() -> Iterator[Path]:
         dist.barrier()
 
 
-def measure(strategy: str, step: str, size: Size, *, pairs: int, steps: int, warm_up: int = WARM_UP) -> Row:
-    """Lets both train `pairs` times, in turns, `steps` steps after the warm-up's."""
+def measure(strategy: str, step: str, size: Size, *, runs: int, pairs: int) -> Row:
+    """Lets both train beside each other `runs` times, `pairs` turns of each after one that is not timed."""
     data = Windows(context=size.model.get("context", 64))
+    steps = TURN * (pairs + 2)
     row = Row(strategy, step, [], [])
-    for _ in range(pairs):
-        for train, timings in ((by_hand, row.hand), (by_runner, row.runner)):
-            times = train(strategy, size, data, warm_up + steps)[warm_up - 1 :]
-            walls = [after.wall - before.wall for before, after in pairwise(times)]
-            cpus = [after.cpu - before.cpu for before, after in pairwise(times)]
-            # The row of a step is written after it, and so in the time of the next one.
-            quiet = [i for i in range(len(walls)) if (warm_up + i) % LOG_EVERY]
-            timings.append(
-                Timing(median(walls[i] for i in quiet), fmean(walls), median(cpus[i] for i in quiet))
-            )
+    for _ in range(runs):
+        turns = Turns(by_hand(strategy, size, data, steps), skipped=2 * TURN)
+        with _work_dir() as work_dir, (work_dir / "stdout").open("a") as stdout, redirect_stdout(stdout):
+            config = _config(work_dir / "run", strategy, size, steps)
+            Runner(config, train_data=data, callbacks=[turns]).train()
+        row.hand.extend(turns.hand[:pairs])
+        row.runner.extend(turns.runner[:pairs])
     return row
 
 
 def line(row: Row) -> str:
-    """A line of the table: milliseconds, and ratios distopt / hand of pairs; medians over repetitions."""
+    """A line of the table: milliseconds, and ratios distopt / hand of pairs; medians over turns."""
     hand, runner = (median(t.median for t in timings) for timings in (row.hand, row.runner))
     pairs = list(zip(row.runner, row.hand, strict=True))
-    ratios = [ours.median / theirs.median for ours, theirs in pairs]
+    least, ratio, most = quantiles((ours.median / theirs.median for ours, theirs in pairs), n=4)
     of_means = median(ours.mean / theirs.mean for ours, theirs in pairs)
     of_cpu = median(ours.cpu / theirs.cpu for ours, theirs in pairs)
     return (
-        f"| {row.strategy} | {row.step} | {1e3 * hand:.2f} | {1e3 * runner:.2f} | {median(ratios):.3f}"
-        f" | {min(ratios):.3f}–{max(ratios):.3f} | {of_means:.3f} | {of_cpu:.3f} |"
+        f"| {row.strategy} | {row.step} | {1e3 * hand:.2f} | {1e3 * runner:.2f} | {ratio:.3f}"
+        f" | {least:.3f}–{most:.3f} | {of_means:.3f} | {of_cpu:.3f} |"
     )
 
 
@@ -255,8 +271,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=9, help="repetitions of each")
-    parser.add_argument("--steps", type=int, default=100, help="timed steps of a repetition")
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=25, help="of turns, in each run")
+    parser.add_argument("--only", help="one size alone: `10 ms`")
     args = parser.parse_args()
     world = comm.World.from_env()
 
@@ -268,7 +285,8 @@ def main() -> None:
     with comm.process_group(world):
         for strategy, sizes in SIZES.items():
             for step, size in sizes.items():
-                show(line(measure(strategy, step, size, pairs=args.pairs, steps=args.steps)))
+                if args.only in (None, step):
+                    show(line(measure(strategy, step, size, runs=args.runs, pairs=args.pairs)))
 
 
 if __name__ == "__main__":

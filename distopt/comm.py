@@ -11,8 +11,10 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from distopt import rounds
 from distopt.errors import ConfigError
@@ -115,16 +117,17 @@ def sum_over_ranks(values: Sequence[torch.Tensor | float], device: torch.device)
     return packed.tolist()
 
 
-def gather_numbers(values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
+def gather_numbers(values: Sequence[torch.Tensor | float], device: torch.device) -> NDArray[np.float64]:
     """Every rank's `values`, in one collective and one device synchronisation.
 
     Returns:
-        Of shape (ranks, values), fp64 on the CPU.
+        Of shape (ranks, values).
     """
     packed = _packed(values, device)
     everyones = packed.new_empty(dist.get_world_size(), len(values))
     dist.all_gather(list(everyones.unbind()), packed)
-    return everyones.cpu()
+    found: NDArray[np.float64] = everyones.cpu().numpy()
+    return found
 
 
 def _packed(values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:

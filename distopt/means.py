@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distopt import comm
@@ -19,8 +21,8 @@ class Reduced(NamedTuple):
     """Name → mean; no number where nothing was counted."""
     weight: float
     """How many items."""
-    facts: Tensor
-    """What each rank had to say beside them, of shape (ranks, facts), fp64 on the CPU."""
+    facts: NDArray[np.float64]
+    """What each rank had to say beside them, of shape (ranks, facts)."""
 
 
 class Means:

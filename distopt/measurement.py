@@ -8,8 +8,9 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from distopt.config import Config
 from distopt.gradients import Taken
@@ -70,7 +71,7 @@ class Measurement:
         means: Mapping[str, float],
         taken: Taken,
         watch: Stopwatch,
-        everyones: Tensor,
+        everyones: NDArray[np.float64],
     ) -> dict[str, Any]:
         """The row of a step.
 
@@ -84,11 +85,11 @@ class Measurement:
         """
         first = 2 + len(self._memory)
         self.pace = everyones[0, 0].item()
-        waited, memory = everyones[:, 1].max().item(), everyones[:, 2:first].amax(0) / _GIB
+        _, waited, *memory = everyones[:, :first].max(0).tolist()
         row: dict[str, Any] = {"step": step, "epoch": epoch, "loss": means["loss"], **self._of_groups(taken)}
         row["perf"] = perf = self._throughput.measure(step, waited)
         row["time"] = watch.seconds()
-        row["memory"] = dict(zip(self._memory, memory.tolist(), strict=True))
+        row["memory"] = {kind: size / _GIB for kind, size in zip(self._memory, memory, strict=True)}
         if len(everyones) > 1:
             row["ranks"] = self._spread.observe(everyones[:, first:], perf["step_time"])
         if len(means) > 1:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Spread:
         self._suspect, self._seen = -1, 0
         self._told: set[int] = set()
 
-    def observe(self, times: Tensor, step_time: float) -> dict[str, float]:
+    def observe(self, times: NDArray[np.float64], step_time: float) -> dict[str, float]:
         """Takes note of one step.
 
         Args:
@@ -43,7 +44,7 @@ class Spread:
         """
         totals = times.sum(1)
         slowest, fastest = int(totals.argmax()), int(totals.argmin())
-        if totals[slowest] - totals.median() < _TOO_MUCH * step_time:
+        if totals[slowest] - _median(totals) < _TOO_MUCH * step_time:
             self._suspect = -1
         elif slowest == self._suspect:
             self._seen += 1
@@ -59,8 +60,8 @@ class Spread:
             "fastest_rank": fastest,
         }
 
-    def _tell(self, rank: int, times: Tensor) -> None:
-        own, usual = times[rank], times.median(0).values
+    def _tell(self, rank: int, times: NDArray[np.float64]) -> None:
+        own, usual = times[rank], _median(times)
         worst = int((own - usual).argmax())
         logger.warning(
             "rank %d (%s) holds up the others: %s takes it %.3g s a step, and %.3g s the median rank",
@@ -70,3 +71,8 @@ class Spread:
             own[worst],
             usual[worst],
         )
+
+
+def _median(values: NDArray[np.float64]) -> Any:
+    """Of ranks, the first dimension; of an even number the smaller one, since that of two is the other's."""
+    return np.sort(values, axis=0)[(len(values) - 1) // 2]

@@ -11,7 +11,7 @@ TINY = overhead.Size({"width": 16, "depth": 2, "heads": 2, "context": 8}, batch_
 
 
 def _row(strategy: str) -> overhead.Row:
-    return overhead.measure(strategy, "tiny", TINY, pairs=2, steps=3, warm_up=1)
+    return overhead.measure(strategy, "tiny", TINY, runs=1, pairs=2)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -143,7 +144,7 @@ def test_a_checkpoint_that_is_finished_at_a_logged_step_is_no_part_of_the_next(t
 
 
 def observe(spread: Spread, *totals: float, times: int) -> dict[str, float]:
-    parts = torch.tensor([[0.1, total - 0.1] for total in totals])
+    parts = np.array([[0.1, total - 0.1] for total in totals])
     return [spread.observe(parts, step_time=2.0) for _ in range(times)][-1]
 
 

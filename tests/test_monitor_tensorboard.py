@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.summary.writer import record_writer
 
-from distopt.monitor.tensorboard import TensorBoard, charts, scalars
+from distopt.monitor.tensorboard import TensorBoard, charts, checksum, scalars
 
 pytestmark = pytest.mark.usefixtures("event_files_in_order")
 GROUPS = [
@@ -184,3 +188,13 @@ def test_an_installed_tensorflow_is_not_loaded(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@given(st.binary(max_size=200))
+def test_the_checksum_of_a_record_is_tensorboards(data):
+    assert checksum(data) == masked_crc32c(data)
+
+
+def test_records_are_written_with_the_fast_checksum(tmp_path):
+    record(tmp_path, 0, 1)
+    assert record_writer.masked_crc32c is checksum

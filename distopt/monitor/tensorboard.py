@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import google_crc32c
+
 from distopt.monitor.groups import COLUMNS, group_rows
 from distopt.monitor.units import count, percent
 
@@ -47,8 +49,12 @@ class TensorBoard:
         self._open()
 
     def _open(self) -> None:
+        from tensorboard.summary.writer import record_writer  # type: ignore[import-untyped]
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        # Its own goes through each byte in Python: 0.3 ms for a row of three groups, 8 ms for one of 300,
+        # in a thread that the training waits for whenever it needs the interpreter.
+        record_writer.masked_crc32c = checksum
         self._writer: Any = SummaryWriter(str(self._directory), purge_step=self._valid_from)
         self._charts_drawn = False
 
@@ -111,6 +117,12 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{section}/{name}", item) for name, item in value.items() if item is not None)
         elif isinstance(value, int | float) and key not in ("step", "epoch"):
             yield _SINGLE.get(key, key), value
+
+
+def checksum(data: bytes) -> int:
+    """That of a record in an event file: CRC-32C, rotated, as TFRecord files have it."""
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
