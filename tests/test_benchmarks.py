@@ -25,13 +25,13 @@ def test_overhead_has_a_line_for_each_strategy_with_both_times_and_their_ratio(s
 
 
 def _monitoring_row() -> monitoring.Row:
-    return monitoring.measure("ddp", "tiny", TINY, runs=1, pairs=2)
+    return monitoring.measure("ddp", "tiny", TINY, runs=1, rows=2)
 
 
-def test_logging_and_not_logging_have_a_line():
+def test_the_rows_of_a_run_have_a_line():
     row = run_distributed(_monitoring_row)[0]
-    assert len(row.without) == len(row.logging) == 2
-    assert {text.count("|") for text in (*monitoring.HEAD.splitlines(), monitoring.line(row))} == {8}
+    assert len(row.quiet) == len(row.costs) == 2
+    assert {text.count("|") for text in (*monitoring.HEAD.splitlines(), monitoring.line(row))} == {7}
 
 
 def _optimizer_rows() -> list[optimizer.Row]:
