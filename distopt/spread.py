@@ -43,7 +43,7 @@ class Spread:
             The times of the slowest and the fastest rank, in seconds, and which they are.
         """
         totals = times.sum(1)
-        slowest, fastest = int(totals.argmax()), int(totals.argmin())
+        slowest, fastest = int(np.argmax(totals)), int(np.argmin(totals))
         if totals[slowest] - _median(totals) < _TOO_MUCH * step_time:
             self._suspect = -1
         elif slowest == self._suspect:

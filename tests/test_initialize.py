@@ -216,6 +216,7 @@ def test_a_parameter_that_becomes_another_dtype_is_an_error():
         assert "a sharded parameter stays a torch.float32 of shape (3, 3)" in refusal
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="this torch shards parameters of floating point only")
 def test_what_nothing_initialises_is_the_same_error_on_every_rank():
     refusals = run_distributed(_refusal, Forgotten, world=4)
     assert "nothing initialises gain, mask" in refusals[0]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from distopt import ConfigError, parallel
@@ -316,6 +317,13 @@ def test_a_static_graph_that_differs_between_ranks_is_refused():
     assert run_distributed(static, [[0], [0, 1]]) == [expected] * 2
 
 
+finds_unused = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_reduce_scatter_unused_params"),
+    reason="this torch's fsdp does not look for them",
+)
+
+
+@finds_unused
 def test_units_that_only_some_ranks_use_are_refused():
     expected = ("strategy.units", "experts.0, experts.1 used by some")
     finding = partial(_routed, find_unused_parameters=True, units=["Linear"])
@@ -326,6 +334,7 @@ def test_parameters_that_no_rank_uses_are_no_matter():
     assert set(run_distributed(_routed, [[0], [0]])[0]) == {"experts.0.weight", "experts.0.bias"}
 
 
+@finds_unused
 def test_what_a_rank_does_not_use_counts_as_0_where_that_is_looked_for():
     for found in run_distributed(partial(_routed, find_unused_parameters=True), [[0], [1]]):
         assert {name: grad.unique().item() for name, grad in found.items()} == {
@@ -334,6 +343,12 @@ def test_what_a_rank_does_not_use_counts_as_0_where_that_is_looked_for():
             "experts.1.weight": 1,
             "experts.1.bias": 1,
         }
+
+
+def test_looking_for_unused_parameters_is_refused_where_torch_cannot(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
+    with pytest.raises(ConfigError, match=r"find_unused_parameters: means nothing to the fsdp of torch"):
+        parallel.try_wrap(Routed(), StrategyConfig(type="fsdp", find_unused_parameters=True))
 
 
 def _of_two_dtypes() -> tuple[str, str]:

@@ -47,13 +47,13 @@ class Writer:
         if asynchronous:
             # On the training's group, collectives of two threads would be taken for one another's.
             self._group = dist.new_group(backend="gloo")
-            options = StagingOptions(
+            self._options = StagingOptions(
                 use_pinned_memory=device.type == "cuda",
                 use_shared_memory=False,
                 use_async_staging=False,
                 use_non_blocking_copy=False,
             )
-            self._stager = DefaultStager(options)
+            self._stager = DefaultStager(self._options)
 
     def begin(self, directory: Path, snapshot: Snapshot) -> None:
         """Takes a copy of the state; when this returns, training may change it.
@@ -67,6 +67,8 @@ class Writer:
             self._write(directory, snapshot, None)
             return
         tensors: Any = self._stager.stage(snapshot.tensors)
+        if torch.__version__ < "2.13":
+            self._stager = DefaultStager(self._options)  # that of 2.11 can be used once
         copy = Snapshot(tensors, snapshot.documents)
         self._thread = Thread(target=self._write, args=(directory, copy, self._group), name="checkpoint")
         self._thread.start()

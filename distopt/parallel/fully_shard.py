@@ -56,8 +56,8 @@ def shard(model: nn.Module, strategy: StrategyConfig, device: torch.device, prec
         if not parameter.is_meta:
             parameter.data = parameter.data.to(device)
     _prefetch(units, strategy.prefetch)
-    if strategy.find_unused_parameters and isinstance(model, FSDPModule):
-        model.set_reduce_scatter_unused_params(True)
+    if strategy.find_unused_parameters:
+        model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
 
 
 def plan_shards(
@@ -66,8 +66,13 @@ def plan_shards(
     """The units, in the order of the walk, and the parameters that stay whole.
 
     Raises:
-        ConfigError: As `shard`.
+        ConfigError: As `shard`; an option that this torch does not have.
     """
+    if strategy.find_unused_parameters and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        problem = f"means nothing to the fsdp of torch {torch.__version__}"
+        raise ConfigError(
+            "strategy.find_unused_parameters", problem, given=True, allowed="false; or a newer torch"
+        )
     ignored = _ignored(model, strategy)
     units = find_units(model, strategy.units)
     _check_dtypes(model, [*reversed(units), model], ignored or set())
@@ -93,13 +98,14 @@ def check_same_used(model: nn.Module, loss: Tensor) -> None:
             )
     if not isinstance(model, FSDPModule):
         return
-    states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
-    groups = [group for state in states for group in state._fsdp_param_groups]
+    groups = [group for module in model.modules() for group in _param_groups(module)]
     leaves = _leaves(loss)
     used, whole_units = set(), False
     for group in groups:
         of_group = {str(p._param_fqn) for p in group.fsdp_params if _is_gathered(p, leaves)}
-        if group.reduce_scatter_unused_params and of_group:  # of which one parameter will do
+        if (
+            getattr(group, "reduce_scatter_unused_params", False) and of_group
+        ):  # of which one parameter will do
             whole_units, of_group = True, {group._module_fqn or "the root"}
         used |= of_group
     if not (apart := _apart(used)):
@@ -117,6 +123,16 @@ def check_same_used(model: nn.Module, loss: Tensor) -> None:
         given=f"{listed(apart)} used by some",
         allowed="true; or a model whose parameters have a part in the loss on every rank, or on none",
     )
+
+
+def _param_groups(module: nn.Module) -> list[Any]:
+    """What FSDP gathers together of the parameters of a unit; nothing where the module is none."""
+    if not isinstance(module, FSDPModule):
+        return []
+    state: Any = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [group for group in [state._fsdp_param_group] if group]  # before torch 2.13
 
 
 def _apart(used: set[str]) -> list[str]:

@@ -93,7 +93,7 @@ class _Wholes:
             whole = torch.empty(parameter.shape, dtype=parameter.dtype)
             return whole if overwritten else whole.fill_(unset(parameter.dtype))
         # Where the mesh is: its groups need not have a backend for the CPU.
-        gathered: DTensor = parameter.to(parameter.device_mesh.device_type)  # type: ignore[assignment]
+        gathered: DTensor = parameter.detach().to(parameter.device_mesh.device_type)  # type: ignore[assignment]
         return gathered.full_tensor().cpu()
 
 
