@@ -52,6 +52,9 @@ id=${RUN_ID:-$(printf '%s\n' "$@" | cksum | cut -d ' ' -f 1)}
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > RANKS ? cores / RANKS : 1))}
 export PET_MAX_RESTARTS=${PET_MAX_RESTARTS:-3} # a node that is lost is one of these
+# The torchrun of 2.11 fails where the lost node had rank 0, unless each round has a store of its own.
+"$PYTHON" -c 'from importlib.metadata import version as v; exit([*map(int, v("torch").split(".")[:2])] >= [2, 13])' &&
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 ulimit -Sn "$(ulimit -Hn)" # files: workers of loaders share tensors by them
 ulimit -Sl "$(ulimit -Hl)" # locked memory: InfiniBand
 # SIGUSR1 as well asks the ranks to save: torchrun, left alone, would die of it and take them along.
