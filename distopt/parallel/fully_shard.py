@@ -103,9 +103,8 @@ def check_same_used(model: nn.Module, loss: Tensor) -> None:
     used, whole_units = set(), False
     for group in groups:
         of_group = {str(p._param_fqn) for p in group.fsdp_params if _is_gathered(p, leaves)}
-        if (
-            getattr(group, "reduce_scatter_unused_params", False) and of_group
-        ):  # of which one parameter will do
+        looks_for_unused = getattr(group, "reduce_scatter_unused_params", False)
+        if looks_for_unused and of_group:  # of which one parameter will do
             whole_units, of_group = True, {group._module_fqn or "the root"}
         used |= of_group
     if not (apart := _apart(used)):
