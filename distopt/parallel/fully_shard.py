@@ -131,7 +131,7 @@ def _param_groups(module: nn.Module) -> list[Any]:
     state: Any = module._get_fsdp_state()
     if hasattr(state, "_fsdp_param_groups"):
         return list(state._fsdp_param_groups)
-    return [group for group in [state._fsdp_param_group] if group]  # before torch 2.13
+    return [group for group in [state._fsdp_param_group] if group]  # of torch 2.11
 
 
 def _apart(used: set[str]) -> list[str]:
