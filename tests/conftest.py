@@ -28,14 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and `make test-gpu`"))
 
 
-@pytest.fixture
-def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard orders those of one second and one process by a counter, as text: 10 before 9."""
-    from tensorboard.summary.writer import event_file_writer
-
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-
-
 def _cuda_is_available() -> bool:
     import torch
 

@@ -17,8 +17,6 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 from distopt.monitor import Session, flattened
 from distopt.monitor.tensorboard import TensorBoard
 
-pytestmark = pytest.mark.usefixtures("event_files_in_order")
-
 
 class Shown(NamedTuple):
     """A line of the page."""

@@ -18,8 +18,6 @@ from tests.kit import run_distributed
 from tests.runs import STEPS, rows, train, train_alone, write_config
 from tests.test_monitor_hparams import page
 
-pytestmark = pytest.mark.usefixtures("event_files_in_order")
-
 
 class Breaks(Callback):
     """At the first step."""

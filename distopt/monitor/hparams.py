@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+
+from distopt.monitor.event_file import EventFile
 
 _FILE = "events.out.tfevents.0.hparams"
 """Sorts before the files of all writers: a loader that goes from file to file does not wait in it."""
@@ -41,8 +43,9 @@ class Session:
         directory.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_name("hparams.tmp")
         draft.unlink(missing_ok=True)
-        _append(draft, Event(wall_time=time.time(), file_version="brain.Event:2"))
-        _append(draft, _event("session_start_info", HParamsPluginData(session_start_info=info)))
+        with closing(EventFile(draft)) as file:
+            file.append(Event(file_version="brain.Event:2"))
+            file.append(_event("session_start_info", HParamsPluginData(session_start_info=info)))
         draft.replace(self._path)
 
     def end(self, *, succeeded: bool) -> None:
@@ -52,8 +55,8 @@ class Session:
 
         status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
         info = SessionEndInfo(status=status, end_time_secs=time.time())
-        with suppress(OSError):  # a full disk
-            _append(self._path, _event("session_end_info", HParamsPluginData(session_end_info=info)))
+        with suppress(OSError), closing(EventFile(self._path)) as file:  # a full disk
+            file.append(_event("session_end_info", HParamsPluginData(session_end_info=info)))
 
 
 def flattened(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, bool | float | str]]:
@@ -68,13 +71,6 @@ def flattened(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str
             yield name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _append(path: Path, event: Any) -> None:
-    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
-
-    with path.open("ab") as file:
-        RecordWriter(file).write(event.SerializeToString())
-
-
 def _event(tag: str, data: Any) -> Any:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
@@ -85,4 +81,4 @@ def _event(tag: str, data: Any) -> Any:
         metadata=metadata.create_summary_metadata(data),
         tensor=metadata.NULL_TENSOR,
     )
-    return Event(wall_time=time.time(), step=_STEP, summary=Summary(value=[value]))
+    return Event(step=_STEP, summary=Summary(value=[value]))

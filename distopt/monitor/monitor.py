@@ -27,7 +27,7 @@ class Sink(Protocol):
 class Monitor:
     """Gives every row to all that record or show rows. On ranks other than 0 there are none.
 
-    A file that cannot be written (a full disk) is reported once and never stops the training.
+    Once it trains, a file that cannot be written (a full disk) is reported once and stops nothing.
 
     Args:
         work_dir: The run directory.

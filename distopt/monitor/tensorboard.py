@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import google_crc32c
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.compat.proto.tensor_pb2 import TensorProto  # type: ignore[import-untyped]
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars  # type: ignore[import-untyped]
+from tensorboard.plugins.custom_scalar.layout_pb2 import (  # type: ignore[import-untyped]
+    Layout,
+    MultilineChartContent,
+)
+from tensorboard.plugins.text import metadata as texts  # type: ignore[import-untyped]
 
+from distopt.monitor.event_file import EventFile, next_path
 from distopt.monitor.groups import COLUMNS, group_rows
 from distopt.monitor.units import count, percent
 
@@ -30,7 +36,7 @@ _LINES_PER_CHART = 5
 
 
 class TensorBoard:
-    """Writes rows to event files.
+    """Writes rows to an event file.
 
     Args:
         directory: Of the event files. TensorBoard reads those of earlier starts along with this one's.
@@ -39,24 +45,13 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
-        # With tensorflow installed beside it, tensorboard would load it for its file functions: 5 s and a
-        # screen of messages. This module, tensorboard's own switch, makes it use its stub.
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-        self._directory = directory
-        self._last_step = first_step
-        # Every writer purges, a fresh run's too: the slow loader honours no purge if the first has none.
+        # Every start purges, a fresh run's too: the slow loader honours no purge if the first has none.
         self._valid_from = first_step + 1 if first_step > 0 else 0
-        self._open()
-
-    def _open(self) -> None:
-        from tensorboard.summary.writer import record_writer  # type: ignore[import-untyped]
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        # Its own goes through each byte in Python: 0.1 ms for a row of three groups, 7 ms for one of 300,
-        # in a thread that the training waits for whenever it needs the interpreter.
-        record_writer.masked_crc32c = checksum
-        self._writer: Any = SummaryWriter(str(self._directory), purge_step=self._valid_from)
         self._charts_drawn = False
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = EventFile(next_path(directory))
+        self._file.append(Event(step=self._valid_from, file_version="brain.Event:2"))
+        self._file.append(Event(step=self._valid_from, session_log=SessionLog(status=SessionLog.START)))
 
     def describe(self, config: str, groups: Sequence[Mapping[str, Any]]) -> None:
         """The texts `run/config` and `run/groups`.
@@ -70,43 +65,26 @@ class TensorBoard:
 
     def text(self, tag: str, markdown: str) -> None:
         """A text, at the step from which it holds."""
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto  # type: ignore[import-untyped]
-        from tensorboard.plugins.text.metadata import create_summary_metadata  # type: ignore[import-untyped]
-
-        # add_text would name it `run/config/text_summary`.
-        value = Summary.Value(
-            tag=tag,
-            metadata=create_summary_metadata(display_name="", description=""),
-            tensor=TensorProto(dtype="DT_STRING", string_val=[markdown.encode()]),
-        )
-        self._writer.file_writer.add_summary(Summary(value=[value]), self._valid_from)
+        metadata = texts.create_summary_metadata(display_name="", description="")
+        self._append(_summary(tag, markdown.encode(), metadata), self._valid_from)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One point for every number of `row`, at its step."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         points = dict(scalars(row))
-        self._last_step = max(self._last_step, row["step"])  # a checkpoint's row comes later than its step
         if not self._charts_drawn and "loss" in row:
-            self._writer.add_custom_scalars(charts(points))
+            self._append(_layout(charts(points)), 0)
             self._charts_drawn = True
-        # One event for all: add_scalar makes one each, and 100 of them (50 groups) hold up the next step.
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()]
-        self._writer.file_writer.add_summary(Summary(value=values), row["step"])
+        self._append(Summary(value=values), row["step"])
 
     def flush(self) -> None:
-        try:
-            self._writer.flush()
-        except OSError:
-            # After a full disk a writer writes nothing more; a checkpoint was written, so there is space.
-            with suppress(OSError):
-                self._writer.close()
-            self._valid_from = self._last_step + 1
-            self._open()
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _append(self, summary: Any, step: int) -> None:
+        self._file.append(Event(step=step, summary=summary))
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -119,23 +97,37 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield _SINGLE.get(key, key), value
 
 
-def checksum(data: bytes) -> int:
-    """That of a record in an event file: CRC-32C, rotated, as TFRecord files have it."""
-    crc: int = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+def charts(tags: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """The Custom Scalars page: both losses in one chart, and each quantity of all groups.
 
-
-def charts(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
-    """The Custom Scalars page: both losses in one chart, and each quantity of all groups."""
-    optimizer: dict[str, list[Any]] = {}
+    Returns:
+        Category → title of a chart → a pattern for each of its lines.
+    """
+    optimizer: dict[str, list[str]] = {}
     for section in _PER_GROUP:
         of_groups = (tag for tag in tags if tag.startswith(f"{section}/") and tag != "grad_norm/all")
         lines = [f"^{re.escape(tag)}$" for tag in of_groups]
         parts = [lines[i : i + _LINES_PER_CHART] for i in range(0, len(lines), _LINES_PER_CHART)]
         for number, part in enumerate(parts, start=1):
             title = section if len(parts) == 1 else f"{section} ({number} of {len(parts)})"
-            optimizer[title] = ["Multiline", part]
-    return {"loss": {"loss": ["Multiline", ["^loss/train$", r"^eval/(ema\.)?loss$"]]}, "optimizer": optimizer}
+            optimizer[title] = part
+    return {"loss": {"loss": ["^loss/train$", r"^eval/(ema\.)?loss$"]}, "optimizer": optimizer}
+
+
+def _layout(categories: Mapping[str, Mapping[str, list[str]]]) -> Any:
+    """A page of `charts` as TensorBoard's protocol buffer."""
+    layout = Layout()
+    for title, lines_of_charts in categories.items():
+        category = layout.category.add(title=title)
+        for chart, lines in lines_of_charts.items():
+            category.chart.add(title=chart, multiline=MultilineChartContent(tag=lines))
+    content = layout.SerializeToString()
+    return _summary(custom_scalars.CONFIG_SUMMARY_TAG, content, custom_scalars.create_summary_metadata())
+
+
+def _summary(tag: str, content: bytes, metadata: Any) -> Any:
+    tensor = TensorProto(dtype="DT_STRING", string_val=[content])
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
 
 
 def _markdown(groups: Sequence[Mapping[str, Any]]) -> str:

@@ -21,18 +21,16 @@ def _log_and_be_killed(directory: Path) -> None:
     writer = TensorBoard(directory, 0)
     for step in range(1, KILLED + 1):
         writer.log(row(step))
-        if step == SAVED:
-            writer.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
 def killed(tmp_path: Path) -> Path:
-    """Its event file, as if written a while ago: the order of files is that of their seconds."""
+    """Its event file."""
     with pytest.raises(RankError):
         run_distributed(_log_and_be_killed, tmp_path, world=1)
     [file] = tmp_path.iterdir()
-    return file.rename(tmp_path / "events.out.tfevents.1.host")
+    return file
 
 
 def curve(directory: Path, tag: str) -> list[int]:
@@ -45,9 +43,7 @@ def test_a_resume_after_a_kill_continues_the_curves_without_a_step_twice(killed:
     """A record that was not written whole ends the file, and hides none of the next one's."""
     written = killed.read_bytes()
     killed.write_bytes(written + written[:torn])
-    before = curve(killed.parent, "lr/norm")
-    assert before == list(range(1, len(before) + 1))
-    assert len(before) >= SAVED
+    assert curve(killed.parent, "lr/norm") == list(range(1, KILLED + 1))
     record(killed.parent, SAVED, LAST, loss=2.0)
     for tag in ("lr/norm", "wd/norm", "loss/train", "perf/step_time"):
         assert curve(killed.parent, tag) == list(range(1, LAST + 1))
