@@ -121,7 +121,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss of a process begins with that of the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _resident() -> int:

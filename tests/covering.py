@@ -1,10 +1,12 @@
-"""A part of a matrix of tests that tries everything with everything else, if not all at once."""
+"""Parts of a matrix: what tries everything with everything else, and what `make test` has no time for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 Cell = TypeVar("Cell", bound=tuple)
 
@@ -22,3 +24,13 @@ def covering(cells: Sequence[Cell]) -> list[Cell]:
         uncovered -= pairs(best)
         chosen.append(best)
     return chosen
+
+
+def left_to_system(cells: Iterable[Any], but: Collection[Any]) -> list[Any]:
+    """Parameters for pytest: all but some are left to `make test-system`."""
+    return [
+        pytest.param(
+            *(cell if isinstance(cell, tuple) else (cell,)), marks=() if cell in but else pytest.mark.system
+        )
+        for cell in cells
+    ]

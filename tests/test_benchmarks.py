@@ -93,7 +93,7 @@ def test_the_schedulers_that_take_turns_give_the_same_values():
     assert schedule.line(rounds=1, steps=300).count("|") == 8
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("what", ["hand", "distopt"])
 def test_the_first_step_is_seen_by_hand_and_by_the_runner(what):
     assert 0 < startup.seconds_to_first_step(what) < 100

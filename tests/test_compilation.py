@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from distopt import ConfigError, parallel
 from distopt.config import CompileConfig
 from distopt.models import ByteGPT
 from distopt.parallel.compilation import compile_model
+from tests.covering import left_to_system
 from tests.kit import run_distributed
 from tests.runs import CONFIG, losses, train, write_config
 
@@ -56,10 +58,26 @@ def test_names_stay(scope):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["blocks", "model"])
 @pytest.mark.parametrize(
-    ("strategy", "checkpointing"),
-    [("single", "none"), ("ddp", "none"), ("ddp", "full"), ("fsdp", "none"), ("fsdp", "selective")],
+    ("strategy", "checkpointing", "scope"),
+    left_to_system(
+        [
+            (strategy, checkpointing, scope)
+            for strategy, *options in (
+                ("single", "none"),
+                ("ddp", "none", "full"),
+                ("fsdp", "none", "selective"),
+            )
+            for checkpointing, scope in product(options, ("blocks", "model"))
+        ],
+        but=[
+            ("single", "none", "model"),
+            ("ddp", "none", "blocks"),
+            ("ddp", "full", "model"),
+            ("fsdp", "none", "model"),
+            ("fsdp", "selective", "blocks"),
+        ],
+    ),
 )
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(tmp_path, strategy, checkpointing, scope):
     """With an epoch's last batch that is a smaller one, and evaluation on samples that do not divide."""

@@ -173,6 +173,7 @@ def test_a_covering_part_of_the_matrix_trains_as_by_hand(strategy, tmp_path):
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("strategy", AXES[0])
 def test_the_whole_matrix_trains_as_by_hand(strategy, tmp_path):
     check([cell for cell in CELLS if cell.strategy == strategy], tmp_path)

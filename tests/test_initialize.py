@@ -280,7 +280,7 @@ def test_few_parameters_are_whole_at_a_time():
     assert run_distributed(_whole_at_a_time) == [[1, 2, 2, 2, 2]] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_whole_model_is_never_in_memory():
     model = {"width": 512, "depth": 8, "heads": 8, "context": 16}
     found = memory.Start(*memory.on_ranks(4, memory.start, model, FSDP_ON_META))

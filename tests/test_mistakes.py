@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from distopt.callbacks import Callback, Run
 from distopt.failures import shared_failures
 from distopt.faults import held_signals, stop_signals
 from tests.components import Windows
+from tests.covering import left_to_system
 from tests.kit import RankError, run_distributed, run_torchrun
 from tests.runs import status, write_config
 
@@ -59,15 +61,12 @@ def said(folder: Path, rank: int | None, strategy: str, num_workers: int = 0) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1, None])
 @pytest.mark.parametrize(
-    ("strategy", "num_workers"),
-    [
-        ("ddp", 0),
-        ("fsdp", 1),
-        pytest.param("ddp", 1, marks=pytest.mark.system),
-        pytest.param("fsdp", 0, marks=pytest.mark.system),
-    ],
+    ("strategy", "num_workers", "rank"),
+    left_to_system(
+        product(("ddp", "fsdp"), (0, 1), (0, 1, None)),
+        but=[("ddp", 0, 0), ("ddp", 0, None), ("fsdp", 1, 1)],
+    ),
 )
 def test_it_is_said_once_and_is_the_reason_on_record(tmp_path, strategy, num_workers, rank):
     stderr = said(tmp_path, rank, strategy, num_workers)
@@ -103,10 +102,10 @@ class Unopened(Windows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("ranks", left_to_system([[0], [1], [0, 1]], but=[[1]]))
 def test_a_mistake_before_there_is_a_process_group_is_heard_of(tmp_path, ranks):
     data = {"train": {"type": f"{HERE}:Unopened", "ranks": ranks}, "batch_size": 16}
-    stderr = run_torchrun([str(write_config(tmp_path, data=data, eval=None))], timeout=30).stderr
+    stderr = run_torchrun([str(write_config(tmp_path, data=data, eval=None))]).stderr
     assert stderr.count("raised OSError: not mounted") == 1
     assert ("data.train: rank 1: " in stderr) == (ranks == [1])
     assert stderr.count("Traceback") == 1  # torchrun's own

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from distopt.errors import LOST
 from distopt.launch.pod import AGAIN, DONE, STOP, _children, _verdict
 from tests.faults.soak import poll
 from tests.runs import rows, status, write_config
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def said(state: str, reason: str | None = None) -> dict[str, Any]:
@@ -59,28 +63,40 @@ class CrashOfTheOther(Callback):
             raise ZeroDivisionError("as ever")
 
 
-def node(config: Path, rank: int, nodes: int = 1, port: str = "29532") -> subprocess.Popen[str]:
-    """A pod's process, as its manifest starts it, with the network of this machine."""
-    environment = {
-        **os.environ,
-        "PET_NNODES": str(nodes),
-        "PET_NPROC_PER_NODE": "1",
-        "PET_NODE_RANK": str(rank),
-        "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": port,
-        "PET_LOCAL_ADDR": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "distopt.launch.pod", str(config)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def node() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a pod's process, as its manifest does, with the network of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = []
+
+    def start(config: Path, rank: int, nodes: int = 1) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            "PET_NNODES": str(nodes),
+            "PET_NPROC_PER_NODE": "1",
+            "PET_NODE_RANK": str(rank),
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+            "PET_LOCAL_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "distopt.launch.pod", str(config)]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=200)
     return process.returncode, err
 
 
-def test_a_mistake_in_the_config_ends_with_2(tmp_path):
+def test_a_mistake_in_the_config_ends_with_2(node, tmp_path):
     config = write_config(tmp_path, optimizer={"type": "AdamW", "lr": -1})
     status, err = end(node(config, 0))
     assert status == 2
@@ -88,7 +104,7 @@ def test_a_mistake_in_the_config_ends_with_2(tmp_path):
 
 
 @pytest.mark.system
-def test_two_nodes_are_stopped_by_the_signal_to_one_and_continue_to_the_end(tmp_path):
+def test_two_nodes_are_stopped_by_the_signal_to_one_and_continue_to_the_end(node, tmp_path):
     config = write_config(tmp_path, max_steps=2000, log={"every": 1})
     nodes = [node(config, rank, 2) for rank in (0, 1)]
     poll(lambda: (tmp_path / "run/metrics.jsonl").exists() and rows(tmp_path / "run"))
@@ -113,7 +129,7 @@ def has_torchrun(process: subprocess.Popen[str]) -> bool:
 
 
 @pytest.mark.system
-def test_a_signal_before_the_ranks_exist_ends_with_75(tmp_path):
+def test_a_signal_before_the_ranks_exist_ends_with_75(node, tmp_path):
     process = node(write_config(tmp_path), 0, 2)  # it waits for the other node
     poll(lambda: has_torchrun(process))
     process.send_signal(signal.SIGTERM)
@@ -121,7 +137,7 @@ def test_a_signal_before_the_ranks_exist_ends_with_75(tmp_path):
 
 
 @pytest.mark.system
-def test_of_a_crash_on_two_nodes_the_first_speaks_before_the_other_ends(tmp_path):
+def test_of_a_crash_on_two_nodes_the_first_speaks_before_the_other_ends(node, tmp_path):
     config = write_config(tmp_path, callbacks=[{"type": "tests.test_pod:CrashOfTheOther"}])
     first, other = (node(config, rank, 2) for rank in (0, 1))
     assert end(first)[0] == STOP
@@ -131,7 +147,7 @@ def test_of_a_crash_on_two_nodes_the_first_speaks_before_the_other_ends(tmp_path
 
 
 @pytest.mark.system
-def test_a_crash_without_progress_ends_with_1_and_says_why(tmp_path):
+def test_a_crash_without_progress_ends_with_1_and_says_why(node, tmp_path):
     config = write_config(tmp_path, callbacks=[{"type": "tests.system.test_slurm:Crash", "step": 2}])
     status, err = end(node(config, 0))
     assert status == STOP

@@ -43,7 +43,7 @@ class RankError(AssertionError):
 
 
 def run_distributed(
-    function: Callable[..., Any], *args: Any, world: int = 2, timeout: float = 60
+    function: Callable[..., Any], *args: Any, world: int = 2, timeout: float = 120
 ) -> list[Any]:
     """Run `function(*args)` on `world` gloo ranks and return what each returned, by rank.
 
@@ -82,7 +82,7 @@ def close_ranks() -> None:
 
 
 def run_torchrun(
-    args: Sequence[str], *, nproc: int = 2, cwd: Path | str | None = None, timeout: float = 100
+    args: Sequence[str], *, nproc: int = 2, cwd: Path | str | None = None, timeout: float = 200
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m distopt.train *args` as `nproc` workers of a real torchrun; captures what it prints."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -180,7 +180,7 @@ def _call(ranks: list[_Rank], payload: bytes, timeout: float) -> list[Report]:
 
 
 def _hear(ranks: list[_Rank], timeout: float) -> list[Report]:
-    """One report of each rank. After a failure the others have half a second to report theirs."""
+    """One report of each rank. After a failure the others have a second to report theirs."""
     __tracebackhide__ = True
     reports: dict[_Rank, Report] = {}
     deadline = time.monotonic() + timeout
@@ -192,7 +192,7 @@ def _hear(ranks: list[_Rank], timeout: float) -> list[Report]:
         for rank in map(silent.__getitem__, heard):
             reports[rank] = rank.receive()
             if reports[rank].outcome == "failed":
-                deadline = min(deadline, time.monotonic() + 0.5)
+                deadline = min(deadline, time.monotonic() + 1)
     if len(reports) < len(ranks) or any(report.outcome == "failed" for report in reports.values()):
         raise RankError(_describe(ranks, reports, timeout))
     return [reports[rank] for rank in ranks]

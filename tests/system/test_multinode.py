@@ -16,7 +16,7 @@ from distopt.checkpoint import directory
 from tests.faults.soak import poll
 from tests.runs import rows, status
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 HEAD, OTHER = "10.77.0.2", "10.77.0.10"
@@ -63,7 +63,7 @@ def start(namespace: str, output: Path, run: Path, nnodes: str) -> subprocess.Po
         "NNODES": nnodes,
         "RANKS": "1",
         "PYTHON": sys.executable,
-        "RDZV_CONF": "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+        "RDZV_CONF": "last_call_timeout=15,keep_alive_interval=1,keep_alive_max_attempt=6",
     }
     overrides = [f"work_dir={run}", f"max_steps={STEPS}", "checkpoint.every=10", "eval=null", "log.every=1"]
     script = [str(ROOT / "launch/multinode.sh"), "configs/quickstart.yaml", *overrides]
