@@ -21,7 +21,7 @@ from distopt.launch.pod import AGAIN, DONE, STOP, _children, _verdict
 from tests.faults.soak import poll
 from tests.runs import rows, status, write_config
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 
 def said(state: str, reason: str | None = None) -> dict[str, Any]:

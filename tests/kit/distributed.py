@@ -43,7 +43,7 @@ class RankError(AssertionError):
 
 
 def run_distributed(
-    function: Callable[..., Any], *args: Any, world: int = 2, timeout: float = 120
+    function: Callable[..., Any], *args: Any, world: int = 2, timeout: float = 60
 ) -> list[Any]:
     """Run `function(*args)` on `world` gloo ranks and return what each returned, by rank.
 
@@ -82,7 +82,7 @@ def close_ranks() -> None:
 
 
 def run_torchrun(
-    args: Sequence[str], *, nproc: int = 2, cwd: Path | str | None = None, timeout: float = 200
+    args: Sequence[str], *, nproc: int = 2, cwd: Path | str | None = None, timeout: float = 100
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m distopt.train *args` as `nproc` workers of a real torchrun; captures what it prints."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]

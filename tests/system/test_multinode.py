@@ -16,7 +16,7 @@ from distopt.checkpoint import directory
 from tests.faults.soak import poll
 from tests.runs import rows, status
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(200)]
 
 ROOT = Path(__file__).parents[2]
 HEAD, OTHER = "10.77.0.2", "10.77.0.10"

@@ -13,7 +13,7 @@ from distopt.checkpoint import directory
 from tests.faults.soak import STEPS, Start, compare, poll, run_to_end, soak_config
 from tests.runs import CONFIG, losses, rows, status
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 CHANCE = random.Random(0)
 WITHOUT_DROPOUT = {"model": CONFIG["model"]}

@@ -15,7 +15,7 @@ from tests.faults.soak import compare
 from tests.kit.slurm import SHARED, Lab, missing, poll
 from tests.runs import rows, status
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
